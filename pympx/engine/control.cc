@@ -1,0 +1,269 @@
+// Set-up, failure of peers, and the end. See engine.h.
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+
+#include "engine.h"
+
+namespace mpx {
+
+Engine::Engine(const Config &config, std::string job_key) : config_(config), job_key_(std::move(job_key)), peers_(config.size) {
+    wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (wake_fd_ < 0) throw std::runtime_error(std::string("eventfd: ") + std::strerror(errno));
+    for (int32_t rank = 0; rank < config.size; rank++) {
+        peers_[rank].rank = rank;
+        peers_[rank].credit = config.eager_window;
+    }
+    for (auto &handler : handlers_) handler = {on_unknown, this};
+    handlers_[kAmEager].fn = on_eager;
+    handlers_[kAmEagerSync].fn = on_eager_sync;
+    handlers_[kAmRts].fn = on_rts;
+    handlers_[kAmCts].fn = on_cts;
+    handlers_[kAmData].fn = on_data;
+    handlers_[kAmFin].fn = on_fin;
+    handlers_[kAmCredit].fn = on_credit;
+    handlers_[kAmBye].fn = on_bye;
+}
+
+Engine::~Engine() {
+    close();
+    ::close(wake_fd_);
+}
+
+int Engine::add_transport(const mpx_transport *table, const std::string &device, const std::string &config_json) {
+    Locked locked(*this);
+    const auto fail = [&](const char *step) {
+        const std::string why = table->why();
+        throw std::runtime_error(std::string(table->name) + ": " + step + (why.empty() ? " failed" : ": " + why));
+    };
+    auto t = std::make_unique<Transport>();
+    t->table = table;
+    t->name = table->name;
+    const mpx_domain_params domain{sizeof domain, device.c_str(), config_json.c_str(), job_key_.data(), job_key_.size()};
+    if (table->domain_open(&domain, &t->domain) != MPX_OK) fail("domain");
+    const mpx_iface_params iface{sizeof iface, handlers_, on_incoming, on_error, this, 0};
+    if (table->iface_open(t->domain, &iface, &t->iface) != MPX_OK) {
+        table->domain_close(t->domain);
+        fail("iface");
+    }
+    t->ops = t->iface->ops;
+    t->attr.size = sizeof t->attr;
+    try {
+        if (table->iface_query(t->iface, &t->attr) != MPX_OK) fail("query");
+        t->protocols = choose_protocols(t->attr);
+    } catch (...) {
+        table->iface_close(t->iface);
+        table->domain_close(t->domain);
+        throw;
+    }
+    transports_.push_back(std::move(t));
+    return static_cast<int>(transports_.size()) - 1;
+}
+
+std::string Engine::address(int transport) const {
+    const Transport &t = *transports_.at(transport);
+    std::string out(t.attr.iface_addr_len, '\0');
+    if (t.table->iface_address(t.iface, out.data()) != MPX_OK) throw std::runtime_error(t.name + ": " + t.table->why());
+    return out;
+}
+
+std::string Engine::unreachable_reason(int transport, const std::string &address) {
+    Locked locked(*this);
+    const Transport &t = *transports_.at(transport);
+    if (address.size() == t.attr.iface_addr_len && t.table->iface_reachable(t.iface, address.data(), address.size())) return "";
+    const std::string why = t.table->why();
+    return why.empty() ? "not reachable" : why;
+}
+
+void Engine::set_peer(int32_t rank, int transport, const std::string &address) {
+    Locked locked(*this);
+    Peer &p = peers_.at(rank);
+    p.transport = transports_.at(transport).get();
+    p.address = address;
+    p.state = Peer::State::kIdle;
+}
+
+Counters Engine::transport_counters(int transport) const {
+    std::lock_guard lock(mutex_);
+    return transports_.at(transport)->counters;
+}
+
+Counters Engine::peer_counters(int32_t rank) const {
+    std::lock_guard lock(mutex_);
+    return peers_.at(rank).counters;
+}
+
+uint64_t Engine::medium_bytes(int transport, bool received) const {
+    std::lock_guard lock(mutex_);
+    const Transport &t = *transports_.at(transport);
+    return t.table->iface_bytes(t.iface, received);
+}
+
+int32_t Engine::peer_transport(int32_t rank) const {
+    std::lock_guard lock(mutex_);
+    const Transport *wanted = peers_.at(rank).transport;
+    for (size_t i = 0; i < transports_.size(); i++)
+        if (transports_[i].get() == wanted) return static_cast<int32_t>(i);
+    return -1;
+}
+
+void Engine::define_context(uint32_t context, const int32_t *world, int32_t size) {
+    Locked locked(*this);
+    queue_of(context).members.assign(world, world + size);
+}
+
+void Engine::free_context(uint32_t context) {
+    Locked locked(*this);
+    if (context < contexts_.size()) contexts_[context].reset();
+}
+
+// --- peers
+
+void Engine::open_ep(Peer &p) {
+    if (p.state != Peer::State::kIdle) return;
+    Transport &t = *p.transport;
+    const mpx_status st = t.table->ep_create(t.iface, p.address.data(), p.address.size(), &p.ep);
+    if (st != MPX_OK) {
+        p.ep = nullptr;
+        p.failure = st;
+        fail_peer(p);
+        return;
+    }
+    p.ep->user = &p;
+    p.state = Peer::State::kOpen;
+}
+
+Peer *Engine::peer_of_address(const Transport &t, const void *address, size_t length) {
+    for (Peer &p : peers_)
+        if (p.transport == &t && p.address.size() == length && !std::memcmp(p.address.data(), address, length)) return &p;
+    return nullptr;
+}
+
+mpx_ep *Engine::on_incoming(void *arg, const void *address, size_t length) {
+    Engine &e = *static_cast<Engine *>(arg);
+    for (const auto &t : e.transports_) {
+        Peer *p = e.peer_of_address(*t, address, length);
+        if (!p) continue;
+        e.open_ep(*p);
+        return p->ep;
+    }
+    return nullptr;
+}
+
+void Engine::on_error(void *arg, mpx_ep *ep, mpx_status status) {
+    Engine &e = *static_cast<Engine *>(arg);
+    auto *p = static_cast<Peer *>(ep->user);
+    if (!p || p->failure_pending) return;
+    p->failure_pending = true;
+    p->failure = status;
+    e.failures_.push_back(p);
+}
+
+void Engine::handle_failures() {
+    std::vector<Peer *> failed;
+    failed.swap(failures_);
+    for (Peer *p : failed) fail_peer(*p);
+}
+
+void Engine::fail_peer(Peer &p) {
+    if (p.state == Peer::State::kFailed) return;
+    const Error error = p.failure == MPX_ERR_UNREACHABLE ? Error::kUnreachable : Error::kProcFailed;
+    // The end of a link after BYE is no failure; what still hangs on it can never end, though.
+    if (p.state != Peer::State::kLeft) p.state = Peer::State::kFailed;
+    while (PendingOp *op = p.pending.pop_front()) {
+        if (op->is_control) delete static_cast<ControlOp *>(op);
+        else complete(static_cast<Request *>(op), error);
+    }
+    while (Request *r = p.streams.pop_front()) finish_send(r, error);
+    for (Request *r = p.inflight.front(), *next; r; r = next) {
+        next = decltype(p.inflight)::next(r);
+        if (r->stage == Stage::kTransport) continue;  // the transport delivers its completion
+        p.inflight.remove(r);
+        if (r->kind == Kind::kSend) finish_send(r, error);
+        else complete(r, error);
+    }
+    fail_receives_from(p);
+}
+
+void Engine::fail_receives_from(Peer &p) {
+    for (size_t i = 0; i < contexts_.size(); i++) {  // by index: what ends here may start something in a new context
+        MatchQueue *queue = contexts_[i].get();
+        if (!queue) continue;
+        const auto fail = [&](Request *r) {
+            queue->withdraw(r);
+            r->status.source = p.rank;
+            complete(r, Error::kProcFailed);
+        };
+        while (Request *r = queue->first_posted(p.rank)) fail(r);
+        if (!wildcard_is_hopeless(*queue)) continue;
+        while (Request *r = queue->first_posted(kAnySource)) fail(r);
+    }
+}
+
+// A wildcard receive cannot be trusted once a member died; members that left in order only matter when nobody else is there.
+bool Engine::wildcard_is_hopeless(const MatchQueue &queue) const {
+    bool someone = queue.members.empty();
+    for (const int32_t rank : queue.members) {
+        if (peers_[rank].state == Peer::State::kFailed) return true;
+        someone |= peers_[rank].state != Peer::State::kLeft;
+    }
+    return !someone;
+}
+
+int32_t Engine::failed_ranks(int32_t *out, int32_t capacity) const {
+    std::lock_guard lock(mutex_);
+    int32_t n = 0;
+    for (const Peer &p : peers_)
+        if (p.state == Peer::State::kFailed && n < capacity) out[n++] = p.rank;
+    return n;
+}
+
+// --- the end
+
+void Engine::begin_farewell() {
+    Locked locked(*this);
+    for (Peer &p : peers_)
+        if (p.ep && p.rank != config_.rank && p.state != Peer::State::kFailed) send_control(p, kAmBye, 0);
+}
+
+mpx_status Engine::on_bye(void *arg, void *ep_user, const void *, size_t, void *, size_t, unsigned) {
+    Engine &e = *static_cast<Engine *>(arg);
+    Peer &p = *static_cast<Peer *>(ep_user);
+    p.state = Peer::State::kLeft;
+    e.fail_receives_from(p);
+    return MPX_OK;
+}
+
+bool Engine::farewell_over() const {
+    return std::all_of(peers_.begin(), peers_.end(), [this](const Peer &p) {
+        if (!p.ep || p.rank == config_.rank || p.state == Peer::State::kFailed) return true;
+        return p.pending.empty() && p.state == Peer::State::kLeft;
+    });
+}
+
+void Engine::close() {
+    Locked locked(*this);
+    if (closed_) return;
+    closed_ = true;
+    for (Peer &p : peers_)
+        if (p.ep) {
+            p.transport->table->ep_destroy(p.ep);
+            p.ep = nullptr;
+            p.state = Peer::State::kLeft;
+        }
+    for (Peer &p : peers_)
+        while (PendingOp *op = p.pending.pop_front())
+            if (op->is_control) delete static_cast<ControlOp *>(op);
+    for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) {
+        (*it)->table->iface_close((*it)->iface);
+        (*it)->table->domain_close((*it)->domain);
+        (*it)->iface = nullptr;
+    }
+    contexts_.clear();
+}
+
+}  // namespace mpx

@@ -1,0 +1,62 @@
+// What the engine knows of one rank, and of one open transport. Owned by the Engine; engine lock held throughout.
+#pragma once
+#include <pympx/transport.h>
+
+#include <cstdint>
+#include <string>
+
+#include "list.h"
+#include "protocol.h"
+#include "request.h"
+#include "wire.h"
+
+namespace mpx {
+
+struct Counters {
+    uint64_t sent_bytes = 0;  // payload of users' messages and collectives, to other ranks and to itself
+    uint64_t sent_messages = 0;
+    uint64_t received_bytes = 0;
+    uint64_t received_messages = 0;
+};
+
+struct Transport {
+    const mpx_transport *table = nullptr;
+    mpx_domain *domain = nullptr;
+    mpx_iface *iface = nullptr;
+    const mpx_iface_ops *ops = nullptr;
+    mpx_iface_attr attr{};
+    ProtocolTable protocols;
+    std::string name;
+    Counters counters;
+};
+
+// A message without a user's buffer: FIN, CTS, CREDIT, BYE. Queued only when the transport had no room.
+struct ControlOp : PendingOp {
+    uint8_t id;
+    uint64_t header;
+    CtsHeader cts;
+};
+
+struct Peer {
+    enum class State : uint8_t { kUnknown, kIdle, kOpen, kLeft, kFailed };
+
+    int32_t rank = -1;
+    State state = State::kUnknown;
+    bool in_backlog = false;
+    bool failure_pending = false;   // on_error came; handled after progress
+    bool get_refused = false;       // a get said UNSUPPORTED: fragments from now on
+    Transport *transport = nullptr;
+    mpx_ep *ep = nullptr;
+    std::string address;
+    mpx_status failure = MPX_OK;
+    List<PendingOp> pending;                     // FIFO of what the transport refused; nothing overtakes it
+    List<Request, &Request::queue> streams;      // sends in fragments, served in turn
+    List<Request, &Request::queue> inflight;     // requests that end when this peer fails
+    uint64_t credit = 0;                         // bytes of eager messages that we may still send
+    uint64_t to_give_back = 0;                   // bytes of its eager messages freed here, not yet told
+    Counters counters;
+
+    bool usable() const { return state == State::kOpen || state == State::kIdle; }
+};
+
+}  // namespace mpx

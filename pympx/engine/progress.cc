@@ -1,0 +1,169 @@
+// Progress, completion and waiting. See engine.h for the thread rules.
+#include <poll.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+
+#include "engine.h"
+
+namespace mpx {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int kPollsPerTurn = 16;             // between two looks at the clock
+constexpr int kSliceMilliseconds = 100;       // the longest uninterrupted sleep
+constexpr int kSliceWithoutEvents = 1;        // over a transport that cannot wake us
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+unsigned Engine::progress_locked() {
+    if (closed_) return 0;
+    unsigned events = 0;
+    for (const auto &t : transports_) events += t->ops->progress(t->iface);
+    if (!backlog_.empty()) flush_backlog();
+    if (!failures_.empty()) handle_failures();
+    // A thread asleep armed the transports before this; what they say from now on may no longer ring for it.
+    if (events && sleeping_) wake_sleeper();
+    return events;
+}
+
+void Engine::progress() {
+    Locked locked(*this);
+    progress_locked();
+}
+
+bool Engine::try_poll(const Request *request, int polls) {
+    if (request->done.load(std::memory_order_acquire)) return true;
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return false;
+    for (int i = 0; i < polls && !request->done.load(std::memory_order_relaxed); i++) progress_locked();
+    return request->done.load(std::memory_order_relaxed);
+}
+
+void Engine::complete(Request *r, Error error) {
+    r->status.error = error;
+    r->stage = Stage::kIdle;
+    if (r->on_done) return r->on_done(r);
+    r->done.store(true, std::memory_order_release);
+    if (sleeping_) wake_sleeper();
+    if (waiting_) completed_.notify_all();
+}
+
+void Engine::wake_sleeper() {
+    if (woken_) return;
+    woken_ = true;
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(wake_fd_, &one, sizeof one);
+}
+
+// True when every transport will ring; false when work arrived meanwhile.
+bool Engine::arm_all() {
+    for (const auto &t : transports_)
+        if (t->attr.caps & MPX_CAP_EVENT_FD && t->ops->event_arm(t->iface) != MPX_OK) return false;
+    return true;
+}
+
+// Engine lock held on entry and on return, released inside. True: something may have happened; false: signal or slice over.
+bool Engine::sleep(std::unique_lock<std::mutex> &lock) {
+    std::vector<pollfd> fds{{wake_fd_, POLLIN, 0}};
+    int slice = kSliceMilliseconds;
+    for (const auto &t : transports_) {
+        if (t->attr.caps & MPX_CAP_EVENT_FD) fds.push_back({t->ops->event_fd(t->iface), POLLIN, 0});
+        else slice = kSliceWithoutEvents;
+    }
+    sleeping_ = true;
+    woken_ = false;
+    lock.unlock();
+    const int ready = poll(fds.data(), fds.size(), slice);
+    lock.lock();
+    sleeping_ = false;
+    uint64_t drained;
+    [[maybe_unused]] const ssize_t n = read(wake_fd_, &drained, sizeof drained);
+    return ready > 0;
+}
+
+template <class Ready>
+Wait Engine::wait_until(Ready ready) {
+    Locked locked(*this);
+    auto &lock = locked.lock();
+    const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(config_.spin_seconds));
+    auto spin_end = Clock::now() + spin;
+    Wait result = Wait::kDone;
+    for (;;) {
+        if (ready()) break;
+        if (!parked_.empty()) {
+            result = Wait::kNeedPython;
+            break;
+        }
+        if (sleeping_) {  // another thread drives
+            ++waiting_;
+            const bool told = completed_.wait_for(lock, std::chrono::milliseconds(kSliceMilliseconds)) == std::cv_status::no_timeout;
+            --waiting_;
+            if (told) continue;
+            if (!ready()) result = Wait::kInterrupted;
+            break;
+        }
+        bool done = false;
+        for (int i = 0; i < kPollsPerTurn && !done; i++) {
+            progress_locked();
+            done = ready() || !parked_.empty();
+        }
+        if (done) continue;
+        if (Clock::now() < spin_end) {
+            const bool wanted = contenders_.load(std::memory_order_relaxed) > 0;
+            lock.unlock();
+            wanted ? static_cast<void>(sched_yield()) : relax();
+            lock.lock();
+            continue;
+        }
+        if (!arm_all()) continue;
+        if (!sleep(lock)) {
+            if (!ready()) result = Wait::kInterrupted;
+            break;
+        }
+        spin_end = Clock::now() + spin;
+    }
+    if (waiting_) completed_.notify_all();  // somebody else must drive now
+    return result;
+}
+
+Wait Engine::wait(const Request *request) {
+    return wait_until([request] { return request->done.load(std::memory_order_relaxed); });
+}
+
+Wait Engine::wait_any(Request *const *requests, size_t count) {
+    return wait_until([requests, count] {
+        for (size_t i = 0; i < count; i++)
+            if (requests[i] && requests[i]->done.load(std::memory_order_relaxed)) return true;
+        return false;
+    });
+}
+
+Wait Engine::wait_message(uint32_t context, int32_t source, int32_t tag, Status *status) {
+    return wait_until([=, this] {
+        const MatchQueue &queue = queue_of(context);
+        if (const Message *m = queue.find_unexpected(source, tag)) {
+            *status = {m->source, m->tag, Error::kNone, false, m->size, m->size};
+            return true;
+        }
+        if (!hopeless(queue, source)) return false;
+        *status = {source, tag, Error::kProcFailed, false, 0, 0};
+        return true;
+    });
+}
+
+Wait Engine::wait_farewell() {
+    return wait_until([this] { return farewell_over(); });
+}
+
+}  // namespace mpx
