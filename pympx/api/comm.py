@@ -1,0 +1,217 @@
+"""Communicators: making and freeing them, names, attributes, object collectives (MPI 4.1, chapter 7)."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import runtime
+from ..bindings import comm as _comm
+from ..bindings import request as _request
+from ..bindings.comm import Comm as _Comm
+from . import collectives, objects
+from .constants import ANY_SOURCE, ANY_TAG, CONGRUENT, IDENT, IN_PLACE, MAX_OBJECT_NAME, SIMILAR, UNDEFINED, UNEQUAL
+from .errors import CLASSES, Exception
+from .group import Group
+from .memory import reserve_buffered
+from .op import PREDEFINED as _OPS
+from .request import Prequest, Request
+
+MAX = _OPS["MAX"]
+SUM = _OPS["SUM"]
+# Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's.
+_next_context = 4
+_LAST_CONTEXT = (1 << 24) - 2
+
+
+class Comm(_Comm):
+    """A communicator."""
+
+    __slots__ = ("_attributes", "_name")
+    _attributes: dict[int, Any]
+    _name: str
+
+    def Get_group(self) -> Group:
+        """Return the group of its processes."""
+        return Group._of(self._world_ranks(), runtime.bootstrap().rank)
+
+    group = property(Get_group, doc="Group of its processes.")
+
+    @classmethod
+    def Compare(cls, comm1: Comm, comm2: Comm) -> int:
+        """Return IDENT (the same), CONGRUENT (same group), SIMILAR (other order) or UNEQUAL."""
+        if comm1 == comm2:
+            return IDENT
+        result = Group.Compare(comm1.Get_group(), comm2.Get_group())
+        return {IDENT: CONGRUENT, SIMILAR: SIMILAR}.get(result, UNEQUAL)
+
+    def Get_name(self) -> str:
+        """Return the name."""
+        self.resolve()
+        return getattr(self, "_name", "")
+
+    def Set_name(self, name: str) -> None:
+        """Set the name, of at most MAX_OBJECT_NAME - 1 characters."""
+        self.resolve()
+        self._name = name[: MAX_OBJECT_NAME - 1]
+
+    name = property(Get_name, Set_name, doc="Name.")
+
+    def Is_inter(self) -> bool:
+        """Return whether it is an intercommunicator."""
+        self.resolve()
+        return False
+
+    def Is_intra(self) -> bool:
+        """Return whether it is an intracommunicator."""
+        self.resolve()
+        return True
+
+    is_inter = property(Is_inter, doc="Whether it is an intercommunicator.")
+    is_intra = property(Is_intra, doc="Whether it is an intracommunicator.")
+
+    def Abort(self, errorcode: int = 0) -> None:
+        """End the whole job with `errorcode`."""
+        runtime.abort(errorcode & 0xFF or (1 if errorcode else 0))
+
+    def Free(self) -> None:
+        """Free the communicator; later calls raise ERR_COMM. COMM_WORLD and COMM_SELF cannot be freed."""
+        self.resolve()
+        if self._context < 4:
+            raise Exception(CLASSES["ERR_COMM"][0], f"{self.Get_name()} cannot be freed")
+        self._leave()
+
+    def Send_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent send."""
+        return self._persistent(lambda: self.Isend(buf, dest, tag))
+
+    def Ssend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent synchronous send."""
+        return self._persistent(lambda: self.Issend(buf, dest, tag))
+
+    def Rsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent ready send."""
+        return self._persistent(lambda: self.Irsend(buf, dest, tag))
+
+    def Bsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent buffered send."""
+        return self._persistent(lambda: self.Ibsend(buf, dest, tag))
+
+    def Recv_init(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
+        """Make a persistent receive."""
+        return self._persistent(lambda: self.Irecv(buf, source, tag))
+
+    def _persistent(self, start: Callable[[], Request]) -> Prequest:
+        self.resolve()
+        return _request.make_persistent(Prequest(), lambda request: _request.adopt(request, start()))  # type: ignore[no-any-return]
+
+
+class Intracomm(Comm):
+    """A communicator whose ranks all talk to each other."""
+
+    __slots__ = ()
+
+    def _agree_on_context(self) -> int:
+        """Collective: a context that no member uses."""
+        global _next_context
+        highest = array("q", [_next_context])
+        self.Allreduce(IN_PLACE, highest, MAX)
+        if highest[0] > _LAST_CONTEXT:
+            raise Exception(CLASSES["ERR_COMM"][0], f"all {_LAST_CONTEXT // 2} communicators were used")
+        _next_context = highest[0] + 2
+        return highest[0]
+
+    def Dup(self, info: object = None) -> Intracomm:
+        """Collective: return a communicator of the same group with message contexts of its own."""
+        self.resolve()
+        comm = type(self)()
+        comm._define(self._agree_on_context(), self._world_ranks(), self.rank)
+        return comm
+
+    Clone = Dup
+
+    def Split(self, color: int = 0, key: int = 0) -> Intracomm:
+        """Collective: return the communicator of the ranks with the same color, in the order of key; UNDEFINED: COMM_NULL."""
+        if color < 0 and color != UNDEFINED:
+            raise Exception(CLASSES["ERR_ARG"][0], f"Split: color is {color}, must not be negative (or UNDEFINED)")
+        mine = array("q", [color, key])
+        everybody = array("q", bytes(16 * self.size))
+        self.Allgather(mine, everybody)
+        context = self._agree_on_context()
+        comm = Intracomm()
+        if color == UNDEFINED:
+            return comm
+        world = self._world_ranks()
+        members = sorted((everybody[2 * r + 1], r) for r in range(self.size) if everybody[2 * r] == color)
+        ranks = [r for _, r in members]
+        comm._define(context, [world[r] for r in ranks], ranks.index(self.rank))
+        return comm
+
+    def Create(self, group: Group) -> Intracomm:
+        """Collective: return the communicator of `group`, a subset of this one; COMM_NULL for others."""
+        context = self._agree_on_context()
+        comm = Intracomm()
+        if group.Get_rank() != UNDEFINED:
+            comm._define(context, group._members, group.Get_rank())
+        return comm
+
+    # --- object collectives
+
+    def barrier(self) -> None:
+        """Return when every rank has entered."""
+        self.Barrier()
+
+    def bcast(self, obj: Any, root: int = 0) -> Any:
+        """Send the object of the root to all; return it."""
+        return objects.bcast(self, obj, root)
+
+    def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
+        """Return the objects of all ranks at the root, None elsewhere."""
+        return objects.gather(self, sendobj, root)
+
+    def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
+        """Hand out the objects of the root, one per rank; return this rank's."""
+        return objects.scatter(self, sendobj, root)
+
+    def allgather(self, sendobj: Any) -> list[Any]:
+        """Return the objects of all ranks."""
+        return objects.allgather(self, sendobj)
+
+    def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
+        """Send sendobj[i] to rank i; return what every rank sent here."""
+        return objects.alltoall(self, sendobj)
+
+    def reduce(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM, root: int = 0) -> Any:
+        """Combine the objects of all ranks with `op` in rank order; the root returns the result, others None."""
+        return objects.reduce(self, sendobj, op, root)
+
+    def allreduce(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM) -> Any:
+        """Combine the objects of all ranks with `op` in rank order; all return the result."""
+        return objects.allreduce(self, sendobj, op)
+
+
+COMM_NULL = Comm()
+COMM_WORLD = Intracomm()
+COMM_SELF = Intracomm()
+COMM_WORLD._define_later(0)
+COMM_SELF._define_later(2)
+COMM_WORLD._name = "MPI_COMM_WORLD"
+COMM_SELF._name = "MPI_COMM_SELF"
+
+
+def _resolve_world() -> None:
+    """Find out who we are; no communication."""
+    boot = runtime.bootstrap()
+    COMM_WORLD._define(0, range(boot.size), boot.rank)
+    COMM_SELF._define(2, [boot.rank], 0)
+
+
+def _enter_world() -> None:
+    COMM_WORLD.resolve()
+    COMM_WORLD._enter()
+    COMM_SELF._enter()
+
+
+runtime.when_ready(_enter_world)
+_comm.register(Request, _resolve_world, collectives.build, SUM, reserve_buffered)

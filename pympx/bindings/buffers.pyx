@@ -1,0 +1,195 @@
+"""Buffer arguments: any object with the buffer protocol, [buffer, count, datatype] and its shorter and longer forms (MPI 4.1, 3.2.2).
+
+decode() fills in a Message without allocating for plain contiguous buffers; release() ends its hold on the memory.
+"""
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from libc.stdint cimport int64_t
+
+from .datatype cimport BYTE, Datatype, datatype_from, datatype_of_format
+
+import operator
+
+cdef object exotic = None
+cdef object IN_PLACE = None
+
+
+def register(decode_exotic, in_place):
+    """Set what decodes objects without the buffer protocol, (object, writable) -> (address, nbytes, format, owner), and IN_PLACE."""
+    global exotic, IN_PLACE
+    exotic = decode_exotic
+    IN_PLACE = in_place
+
+
+cdef void release(Message *m) noexcept:
+    if m.has_view:
+        m.has_view = False
+        PyBuffer_Release(&m.view)
+    if m.owner != NULL:
+        Py_XDECREF(m.owner)
+        m.owner = NULL
+
+
+cdef int explain(object buf, bint writable) except -1:
+    """Raise for a buffer that PyObject_GetBuffer refused."""
+    cdef object view
+    try:
+        view = memoryview(buf)
+    except (TypeError, BufferError, ValueError) as error:
+        raise BufferError(f"{type(buf).__name__}: {error}") from None
+    if writable and view.readonly:
+        raise BufferError(f"{type(buf).__name__} of {view.nbytes} bytes is read-only; receiving needs a writable buffer")
+    raise BufferError(f"{type(buf).__name__} of shape {view.shape} with strides {view.strides} is not contiguous; "
+                      "pass a contiguous copy (numpy.ascontiguousarray)")
+
+
+cdef int take_memory(object buf, Message *m, bint writable, Datatype *found) except -1:
+    """Get hold of the memory: address, nbytes, and the datatype of its items (None: bytes)."""
+    cdef int flags = PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT
+    if writable:
+        flags |= PyBUF_WRITABLE
+    if PyObject_CheckBuffer(buf):
+        try:
+            PyObject_GetBuffer(buf, &m.view, flags)
+        except (BufferError, ValueError):
+            if not hasattr(buf, "__array_interface__"):
+                explain(buf, writable)
+        else:
+            m.has_view = True
+            m.address = m.view.buf
+            m.nbytes = m.view.len
+            found[0] = datatype_of_format(m.view.format, m.view.itemsize)
+            return 0
+    address, nbytes, code, owner = exotic(buf, writable)
+    m.address = <void *><size_t>address
+    m.nbytes = nbytes
+    Py_INCREF(owner)
+    m.owner = <PyObject *>owner
+    found[0] = datatype_from(code) if code is not None else None
+    return 0
+
+
+cdef int decode(object buf, Message *m, bint writable) except -1:
+    cdef Datatype found = None
+    m.has_view = False
+    m.owner = NULL
+    m.address = NULL
+    m.count = m.nbytes = 0
+    m.datatype = <PyObject *>BYTE
+    if buf is None:
+        return 0
+    if type(buf) is list or type(buf) is tuple:
+        return decode_sequence(buf, m, writable)
+    take_memory(buf, m, writable, &found)
+    if found is None:
+        found = BYTE
+    m.datatype = <PyObject *>found
+    m.count = m.nbytes // found.size
+    return 0
+
+
+cdef object index_or_none(object value):
+    return None if value is None else operator.index(value)
+
+
+cdef tuple split(object spec):
+    """(buffer, count part, displacement part, datatype or None) of a sequence."""
+    cdef Py_ssize_t n = len(spec)
+    if n == 2:
+        if isinstance(spec[1], (Datatype, str)):
+            return spec[0], None, None, spec[1]
+        return split((spec[0], spec[1], None))
+    if n == 3:
+        # (counts, displacements), unless it is a pair of counts: those come with 4 items or as a list
+        if isinstance(spec[1], tuple) and len(spec[1]) == 2:
+            return spec[0], spec[1][0], spec[1][1], spec[2]
+        return spec[0], spec[1], None, spec[2]
+    if n == 4:
+        return spec[0], spec[1], spec[2], spec[3]
+    raise ValueError(f"message: expecting [buffer, count, displacement, datatype] with 2 to 4 items, got {n}")
+
+
+cdef int begin_sequence(object buffer, object datatype, Message *m, bint writable, Datatype *kind) except -1:
+    cdef Datatype found = None
+    if buffer is not None:
+        take_memory(buffer, m, writable, &found)
+    kind[0] = datatype_from(datatype) if datatype is not None else (found if found is not None else BYTE)
+    m.datatype = <PyObject *>kind[0]
+    return 0
+
+
+cdef int decode_sequence(object spec, Message *m, bint writable) except -1:
+    cdef Datatype kind = None
+    cdef int64_t available, displacement, count
+    buffer, count_part, displacement_part, datatype = split(spec)
+    try:
+        begin_sequence(buffer, datatype, m, writable, &kind)
+        available = m.nbytes
+        displacement = index_or_none(displacement_part) or 0
+        if displacement < 0:
+            raise ValueError(f"message: displacement is {displacement}, must not be negative")
+        if count_part is None:
+            if (available - displacement * kind.size) % kind.size or available < displacement * kind.size:
+                raise ValueError(f"message: buffer of {available} bytes from item {displacement} on holds no whole number of "
+                                 f"{kind.name} of {kind.size} bytes")
+            count = available // kind.size - displacement
+        else:
+            count = operator.index(count_part)
+        if count < 0:
+            raise ValueError(f"message: count is {count}, must not be negative")
+        if (displacement + count) * kind.size > available:
+            raise ValueError(f"message: {count} {kind.name} from item {displacement} on need {(displacement + count) * kind.size} bytes, "
+                             f"buffer holds {available}")
+    except BaseException:
+        release(m)
+        raise
+    m.address = <char *>m.address + displacement * kind.size
+    m.count = count
+    m.nbytes = count * kind.size
+    return 0
+
+
+cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks):
+    """Decode the argument of a v-collective: returns (bytes per block, byte displacements), each of `blocks` ints."""
+    cdef Datatype kind = None
+    cdef int64_t size
+    cdef object buffer = buf, counts = None, displacements = None, datatype = None
+    m.has_view = False
+    m.owner = NULL
+    m.address = NULL
+    m.count = m.nbytes = 0
+    m.datatype = <PyObject *>BYTE
+    if type(buf) is list or type(buf) is tuple:
+        buffer, counts, displacements, datatype = split(buf)
+    try:
+        begin_sequence(buffer, datatype, m, writable, &kind)
+        size = kind.size
+        if counts is None:
+            items = m.nbytes // size
+            counts = [items // blocks + (block < items % blocks) for block in range(blocks)]
+        elif isinstance(counts, int):
+            counts = [counts] * blocks
+        else:
+            counts = [operator.index(c) for c in counts]
+        if displacements is None:
+            displacements, total = [], 0
+            for c in counts:
+                displacements.append(total)
+                total += c
+        elif isinstance(displacements, int):
+            displacements = [displacements * block for block in range(blocks)]
+        else:
+            displacements = [operator.index(d) for d in displacements]
+        if len(counts) != blocks or len(displacements) != blocks:
+            raise ValueError(f"message: {len(counts)} counts and {len(displacements)} displacements for {blocks} ranks")
+        for block, (c, d) in enumerate(zip(counts, displacements)):
+            if c < 0 or d < 0:
+                raise ValueError(f"message: block {block} has count {c} and displacement {d}, must not be negative")
+            if c and (c + d) * size > m.nbytes:
+                raise ValueError(f"message: block {block} of {c} {kind.name} from item {d} on needs {(c + d) * size} bytes, "
+                                 f"buffer holds {m.nbytes}")
+    except BaseException:
+        release(m)
+        raise
+    m.count = sum(counts)
+    return tuple(c * size for c in counts), tuple(d * size for d in displacements)

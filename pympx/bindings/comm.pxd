@@ -1,0 +1,33 @@
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from .buffers cimport Message
+from .engine cimport Request as EngineRequest
+from .engine cimport SendMode
+from .op cimport Reduction
+from .request cimport Request
+
+cdef class Comm:
+    cdef int state                  # COMM_NULL, valid, freed
+    cdef uint32_t context           # point-to-point; + 1: collectives
+    cdef readonly int rank_         # -1 until the world is known
+    cdef int size_
+    cdef int32_t *world             # communicator rank -> world rank
+    cdef int32_t *inverse           # world rank -> communicator rank or -1; NULL: the same
+    cdef int tag                    # of the next collective
+    cdef dict schedules
+    cdef CachedSchedule barrier_schedule
+    cdef object __weakref__
+
+    cdef int check(self) except -1
+    cdef int check_peer(self, int rank, str what) except -1
+    cdef int rank_of(self, int32_t world) noexcept
+    cdef int send_blocking(self, const void *buffer, int64_t n, int dest, int tag, SendMode mode, Message *m, object keep) except -1
+    cdef int receive_blocking(self, Message *m, int source, int tag, object status) except -1
+    cdef Request start_send(self, Request r, const void *buffer, int64_t n, int dest, int tag, SendMode mode, str what)
+    cdef int run(self, CachedSchedule s, const void *send, void *receive, Reduction reduction, object keep, str what) except -1
+    cdef CachedSchedule schedule(self, tuple key)
+    cdef int check_root(self, int root) except -1
+
+cdef class CachedSchedule:
+    cdef object words
+    cdef void *schedule             # mpx::Schedule *

@@ -1,0 +1,835 @@
+"""Communicators: the hot methods. One C method each: check the arguments, decode the buffer, one engine call.
+
+Sends and receives first try the engine with the GIL held, for a few polls; only what must wait releases the GIL.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from libcpp.memory cimport unique_ptr
+
+from . cimport runtime
+from .buffers cimport IN_PLACE, Message, decode, decode_blocks, release
+from .datatype cimport Datatype
+from .engine cimport Binding, Error, Schedule, SendMode, Wait
+from .engine cimport Request as EngineRequest
+from .engine cimport Status as EngineStatus
+from .errors cimport ERR_ARG, ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_NO_MEM, ERR_RANK, ERR_ROOT, ERR_TAG, fail, fail_status
+from .op cimport Reduction, reduction_of
+from .pickling cimport Chunk, dumps, loads, own
+from .request cimport ACTIVE, NOBODY, Request, new_request, orphan
+from .status cimport fill_empty, fill_status
+
+cdef int ANY_SOURCE = -2
+cdef int ANY_TAG = -1
+cdef int PROC_NULL = -1
+cdef enum: TAG_UB = 0x7fffffff
+cdef enum:
+    STATE_NULL = 0
+    STATE_VALID = 1
+    STATE_FREED = 2
+
+cdef object request_class = Request
+cdef object resolve_world = None
+cdef object build_schedule = None
+cdef object default_op = None
+cdef object reserve_buffered = None
+
+
+def register(new_request_class, resolver, builder, sum_op, buffered_accounting):
+    """Set the class of requests, what finds out rank and size, what builds schedules, the default op, Bsend's accounting."""
+    global request_class, resolve_world, build_schedule, default_op, reserve_buffered
+    request_class, resolve_world, build_schedule, default_op, reserve_buffered = (
+        new_request_class, resolver, builder, sum_op, buffered_accounting)
+
+
+cdef class CachedSchedule:
+    """An encoded schedule and the engine's form of it."""
+
+    def __cinit__(self, bytes words):
+        self.words = words
+        cdef unique_ptr[Schedule] decoded = Schedule.decode(<const int64_t *>PyBytes_AS_STRING(words), PyBytes_GET_SIZE(words) // 8)
+        self.schedule = decoded.release()
+
+    def __dealloc__(self):
+        del_schedule(<Schedule *>self.schedule)
+
+
+cdef extern from *:
+    """
+    static inline void del_schedule(mpx::Schedule *s) { delete s; }
+    """
+    void del_schedule(Schedule *)
+
+
+cdef class Comm:
+    """A group of ranks with message contexts of its own (MPI 4.1, chapter 7)."""
+
+    def __cinit__(self, Comm comm=None):
+        self.world = NULL
+        self.inverse = NULL
+        self.rank_ = -1
+        self.schedules = {}
+        if comm is not None and comm.state == STATE_VALID:
+            comm.resolve()
+            self._define(comm.context, [comm.world[i] for i in range(comm.size_)], comm.rank_)
+            self.tag = comm.tag
+
+    def __dealloc__(self):
+        free(self.world)
+        free(self.inverse)
+
+    def _define(self, uint32_t context, ranks, int rank):
+        """Make this the communicator of the world ranks `ranks`, of which this process is number `rank`."""
+        cdef int i
+        cdef int n = len(ranks)
+        cdef int top = max(ranks) + 1
+        self.context, self.size_, self.rank_, self.state = context, n, rank, STATE_VALID
+        self.world = <int32_t *>malloc(n * sizeof(int32_t))
+        self.inverse = <int32_t *>malloc(top * sizeof(int32_t))
+        if self.world == NULL or self.inverse == NULL:
+            raise MemoryError()
+        for i in range(top):
+            self.inverse[i] = -1
+        for i in range(n):
+            self.world[i] = ranks[i]
+            self.inverse[<int>ranks[i]] = i
+        if runtime.engine != NULL:
+            self._enter()
+
+    def _enter(self):
+        """Tell a running engine who the members are."""
+        runtime.engine.define_context(self.context, self.world, self.size_)
+        runtime.engine.define_context(self.context + 1, self.world, self.size_)
+
+    def _define_later(self, uint32_t context):
+        """A communicator whose ranks are known when they are first asked for."""
+        self.context, self.state = context, STATE_VALID
+
+    def _leave(self):
+        """Become COMM_NULL; later calls raise."""
+        if runtime.engine != NULL:
+            runtime.engine.free_context(self.context)
+            runtime.engine.free_context(self.context + 1)
+        self.state = STATE_FREED
+        self.schedules = {}
+        self.barrier_schedule = None
+
+    @property
+    def _context(self):
+        return self.context
+
+    @property
+    def _state(self):
+        return self.state
+
+    def _world_ranks(self):
+        """World ranks of the members, by rank."""
+        self.resolve()
+        return [self.world[i] for i in range(self.size_)]
+
+    def resolve(self):
+        """Find out rank and size, without communication."""
+        if self.state != STATE_VALID:
+            fail(ERR_COMM, "the communicator is COMM_NULL" if self.state == STATE_NULL else "the communicator was freed")
+        if self.rank_ < 0:
+            resolve_world()
+
+    cdef int check(self) except -1:
+        if self.state != STATE_VALID:
+            fail(ERR_COMM, "the communicator is COMM_NULL" if self.state == STATE_NULL else "the communicator was freed")
+        if runtime.engine == NULL:
+            runtime.start()
+        return 0
+
+    cdef int check_peer(self, int rank, str what) except -1:
+        if rank < 0 or rank >= self.size_:
+            fail(ERR_RANK, f"{what} is {rank}, must be 0..{self.size_ - 1} in a communicator of {self.size_}")
+        return 0
+
+    cdef int check_root(self, int root) except -1:
+        self.check()
+        if root < 0 or root >= self.size_:
+            fail(ERR_ROOT, f"root is {root}, must be 0..{self.size_ - 1} in a communicator of {self.size_}")
+        return 0
+
+    cdef int rank_of(self, int32_t world) noexcept:
+        return self.inverse[world] if world >= 0 and self.inverse != NULL else world
+
+    def Get_rank(self):
+        """Return the rank of this process."""
+        self.resolve()
+        return self.rank_
+
+    def Get_size(self):
+        """Return the number of ranks."""
+        self.resolve()
+        return self.size_
+
+    rank = property(Get_rank, doc="Rank of this process.")
+    size = property(Get_size, doc="Number of ranks.")
+
+    def __eq__(self, other):
+        if not isinstance(other, Comm):
+            return NotImplemented
+        cdef Comm c = <Comm>other
+        if self.state != STATE_VALID or c.state != STATE_VALID:
+            return self.state != STATE_VALID and c.state != STATE_VALID
+        return self.context == c.context
+
+    def __hash__(self):
+        return hash(self.context) if self.state == STATE_VALID else 0
+
+    def __bool__(self):
+        return self.state == STATE_VALID
+
+    # --- sending
+
+    cdef int send_blocking(self, const void *buffer, int64_t n, int dest, int tag, SendMode mode, Message *m, object keep) except -1:
+        cdef EngineRequest *r
+        self.check()
+        if dest == PROC_NULL:
+            return 0
+        if <uint32_t>dest >= <uint32_t>self.size_:
+            self.check_peer(dest, "dest")
+        if tag < 0:
+            fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
+        dest = self.world[dest]
+        if mode == SendMode.kStandard and runtime.engine.try_send(self.context, dest, tag, buffer, n):
+            return 0
+        r = runtime.engine.try_isend(self.context, dest, tag, buffer, n, mode)
+        if r == NULL:
+            with nogil:
+                r = runtime.engine.isend(self.context, dest, tag, buffer, n, mode)
+        if not r.done.load() and not runtime.engine.try_poll(r, runtime.polls):
+            try:
+                runtime.wait_for(r)
+            except BaseException:
+                orphan(r, m, keep, False)
+                raise
+        cdef EngineStatus status = r.status
+        runtime.engine.release(r)
+        if status.error != Error.kNone:
+            fail_status(&status, self.rank_of(dest), n, f"send of {n} bytes with tag {tag}")
+        return 0
+
+    cdef Request start_send(self, Request r, const void *buffer, int64_t n, int dest, int tag, SendMode mode, str what):
+        self.check()
+        r.comm = self
+        r.what = what
+        if dest == PROC_NULL:
+            r.state = NOBODY
+            return r
+        self.check_peer(dest, "dest")
+        if tag < 0:
+            fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
+        r.handle = runtime.engine.try_isend(self.context, self.world[dest], tag, buffer, n, mode)
+        if r.handle == NULL:
+            with nogil:
+                r.handle = runtime.engine.isend(self.context, self.world[dest], tag, buffer, n, mode)
+        r.state = ACTIVE
+        return r
+
+    cdef int send_buffer(self, object buf, int dest, int tag, SendMode mode) except -1:
+        cdef Message m
+        decode(buf, &m, False)
+        try:
+            self.send_blocking(m.address, m.nbytes, dest, tag, mode, &m, None)
+        finally:
+            release(&m)
+        return 0
+
+    def Send(self, buf, int dest, int tag=0):
+        """Blocking send. Returns when `buf` may be reused."""
+        self.send_buffer(buf, dest, tag, SendMode.kStandard)
+
+    def Ssend(self, buf, int dest, int tag=0):
+        """Blocking send that returns when the receiver has matched the message."""
+        self.send_buffer(buf, dest, tag, SendMode.kSync)
+
+    def Rsend(self, buf, int dest, int tag=0):
+        """Blocking send to a receiver that has posted its receive."""
+        self.send_buffer(buf, dest, tag, SendMode.kStandard)
+
+    cdef Request isend_buffer(self, object buf, int dest, int tag, SendMode mode, str what):
+        cdef Request r = new_request(request_class)
+        decode(buf, &r.message, False)
+        return self.start_send(r, r.message.address, r.message.nbytes, dest, tag, mode, what)
+
+    def Isend(self, buf, int dest, int tag=0):
+        """Start a send; `buf` must not change before the request is complete."""
+        return self.isend_buffer(buf, dest, tag, SendMode.kStandard, "Isend")
+
+    def Issend(self, buf, int dest, int tag=0):
+        """Start a synchronous send."""
+        return self.isend_buffer(buf, dest, tag, SendMode.kSync, "Issend")
+
+    def Irsend(self, buf, int dest, int tag=0):
+        """Start a send to a receiver that has posted its receive."""
+        return self.isend_buffer(buf, dest, tag, SendMode.kStandard, "Irsend")
+
+    cdef int send_copy(self, bytes copy, int dest, int tag) except -1:
+        """Send bytes that nobody waits for; Detach_buffer does."""
+        cdef Request r = new_request(request_class)
+        if dest != PROC_NULL:
+            reserve_buffered(len(copy))
+        self.start_send(r, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), dest, tag, SendMode.kStandard, "Bsend")
+        if r.state == ACTIVE:
+            r.state = NOBODY
+            orphan(r.handle, NULL, copy, True)
+        return 0
+
+    def Bsend(self, buf, int dest, int tag=0):
+        """Buffered send: returns at once, the message is copied into the buffer given to Attach_buffer."""
+        cdef Message m
+        decode(buf, &m, False)
+        try:
+            self.send_copy((<const char *>m.address)[:m.nbytes] if m.nbytes else b"", dest, tag)
+        finally:
+            release(&m)
+
+    def Ibsend(self, buf, int dest, int tag=0):
+        """Start a buffered send; it is complete at once."""
+        self.Bsend(buf, dest, tag)
+        return self.nothing()
+
+    cdef Request nothing(self):
+        cdef Request r = new_request(request_class)
+        r.state = NOBODY
+        r.comm = self
+        return r
+
+    # --- receiving
+
+    cdef int source_of(self, int source, int tag) except -3:
+        """World rank of `source`; checks the arguments of a receive."""
+        self.check()
+        if tag < 0 and tag != ANY_TAG:
+            fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB} or ANY_TAG")
+        if source == ANY_SOURCE:
+            return ANY_SOURCE
+        if <uint32_t>source >= <uint32_t>self.size_:
+            self.check_peer(source, "source")
+        return self.world[source]
+
+    cdef int receive_blocking(self, Message *m, int source, int tag, object status) except -1:
+        cdef EngineRequest *r
+        cdef EngineStatus result
+        cdef int world
+        if source == PROC_NULL:
+            self.check()
+            fill_empty(status, PROC_NULL)
+            return 0
+        world = self.source_of(source, tag)
+        r = runtime.engine.try_irecv(self.context, world, tag, m.address, m.nbytes, False, runtime.polls)
+        if r == NULL:
+            with nogil:
+                r = runtime.engine.irecv(self.context, world, tag, m.address, m.nbytes, False)
+        if not r.done.load():
+            try:
+                runtime.wait_for(r)
+            except BaseException:
+                orphan(r, m, None, False)
+                raise
+        result = r.status
+        runtime.engine.release(r)
+        if status is not None:
+            fill_status(status, &result, self.rank_of(result.source))
+        if result.error != Error.kNone:
+            fail_status(&result, self.rank_of(result.source), m.nbytes, "Recv")
+        return 0
+
+    def Recv(self, buf, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
+        """Blocking receive into `buf`, which may be longer than the message. Raises ERR_TRUNCATE when it is shorter."""
+        cdef Message m
+        decode(buf, &m, True)
+        try:
+            self.receive_blocking(&m, source, tag, status)
+        finally:
+            release(&m)
+
+    cdef Request start_receive(self, Request r, int source, int tag, bint allocate, str what):
+        cdef int world
+        r.comm = self
+        r.what = what
+        if source == PROC_NULL:
+            self.check()
+            r.state = NOBODY
+            return r
+        world = self.source_of(source, tag)
+        r.handle = runtime.engine.try_irecv(self.context, world, tag, r.message.address, r.message.nbytes, allocate, 0)
+        if r.handle == NULL:
+            with nogil:
+                r.handle = runtime.engine.irecv(self.context, world, tag, r.message.address, r.message.nbytes, allocate)
+        r.state = ACTIVE
+        r.is_object = allocate
+        return r
+
+    def Irecv(self, buf, int source=ANY_SOURCE, int tag=ANY_TAG):
+        """Start a receive into `buf`, which must not be used before the request is complete."""
+        cdef Request r = new_request(request_class)
+        decode(buf, &r.message, True)
+        return self.start_receive(r, source, tag, False, "Irecv")
+
+    def Sendrecv(self, sendbuf, int dest, int sendtag=0, recvbuf=None, int source=ANY_SOURCE, int recvtag=ANY_TAG, status=None):
+        """Send and receive at once, without deadlock in rings."""
+        cdef Request r = self.Isendrecv(sendbuf, dest, sendtag, recvbuf, source, recvtag)
+        r.wait_done()
+        r.finish(status)
+
+    def Isendrecv(self, sendbuf, int dest, int sendtag=0, recvbuf=None, int source=ANY_SOURCE, int recvtag=ANY_TAG):
+        """Start a send and a receive; one request for both, with the receive's status."""
+        cdef Request r = new_request(request_class)
+        cdef Request s = new_request(request_class)
+        decode(recvbuf, &r.message, True)
+        decode(sendbuf, &s.message, False)
+        if dest != PROC_NULL:
+            self.check()
+            self.check_peer(dest, "dest")
+            if sendtag < 0:
+                fail(ERR_TAG, f"sendtag is {sendtag}, must be 0..{TAG_UB}")
+        self.start_receive(r, source, recvtag, False, "Sendrecv")
+        self.start_send(s, s.message.address, s.message.nbytes, dest, sendtag, SendMode.kStandard, "Sendrecv")
+        r.companion = s
+        return r
+
+    def Isendrecv_replace(self, buf, int dest, int sendtag=0, int source=ANY_SOURCE, int recvtag=ANY_TAG):
+        """Start sending the content of `buf`, and a receive into it."""
+        cdef Message m
+        decode(buf, &m, True)
+        try:
+            copy = (<const char *>m.address)[:m.nbytes] if m.nbytes else b""
+        finally:
+            release(&m)
+        return self.Isendrecv(copy, dest, sendtag, buf, source, recvtag)
+
+    def Sendrecv_replace(self, buf, int dest, int sendtag=0, int source=ANY_SOURCE, int recvtag=ANY_TAG, status=None):
+        """Send the content of `buf` and receive into it."""
+        cdef Request r = self.Isendrecv_replace(buf, dest, sendtag, source, recvtag)
+        r.wait_done()
+        r.finish(status)
+
+    def Iprobe(self, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
+        """Return whether a message waits that a receive with these arguments would match."""
+        cdef EngineStatus found
+        cdef bint there
+        cdef int world
+        if source == PROC_NULL:
+            self.check()
+            fill_empty(status, PROC_NULL)
+            return True
+        world = self.source_of(source, tag)
+        with nogil:
+            there = runtime.engine.iprobe(self.context, world, tag, &found)
+        runtime.run_parked()
+        if there:
+            fill_status(status, &found, self.rank_of(found.source))
+        return there
+
+    def Probe(self, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
+        """Wait for a message that a receive with these arguments would match; return True."""
+        cdef EngineStatus found
+        cdef Wait outcome
+        cdef double until = runtime.deadline()
+        cdef int world
+        if source == PROC_NULL:
+            self.check()
+            fill_empty(status, PROC_NULL)
+            return True
+        world = self.source_of(source, tag)
+        while True:
+            with nogil:
+                outcome = runtime.engine.wait_message(self.context, world, tag, &found)
+            if runtime.after_wait(<int>outcome, until):
+                break
+        if found.error != Error.kNone:
+            fail_status(&found, self.rank_of(found.source), 0, "Probe")
+        fill_status(status, &found, self.rank_of(found.source))
+        return True
+
+    # --- objects
+
+    def send(self, obj, int dest, int tag=0):
+        """Blocking send of a Python object of any size, by pickle."""
+        cdef bytes payload = dumps(obj) if dest != PROC_NULL else b""
+        self.send_blocking(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), dest, tag, SendMode.kStandard, NULL, payload)
+
+    def ssend(self, obj, int dest, int tag=0):
+        """Blocking send of a Python object that returns when the receiver has matched it."""
+        cdef bytes payload = dumps(obj) if dest != PROC_NULL else b""
+        self.send_blocking(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), dest, tag, SendMode.kSync, NULL, payload)
+
+    def bsend(self, obj, int dest, int tag=0):
+        """Buffered send of a Python object."""
+        self.send_copy(dumps(obj) if dest != PROC_NULL else b"", dest, tag)
+
+    cdef Request isend_object(self, object obj, int dest, int tag, SendMode mode, str what):
+        cdef Request r = new_request(request_class)
+        cdef bytes payload = dumps(obj) if dest != PROC_NULL else b""
+        r.keep = payload
+        return self.start_send(r, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), dest, tag, mode, what)
+
+    def isend(self, obj, int dest, int tag=0):
+        """Start a send of a Python object; it is pickled at once."""
+        return self.isend_object(obj, dest, tag, SendMode.kStandard, "isend")
+
+    def issend(self, obj, int dest, int tag=0):
+        """Start a synchronous send of a Python object."""
+        return self.isend_object(obj, dest, tag, SendMode.kSync, "issend")
+
+    def ibsend(self, obj, int dest, int tag=0):
+        """Start a buffered send of a Python object; it is complete at once."""
+        self.bsend(obj, dest, tag)
+        return self.nothing()
+
+    def recv(self, buf=None, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
+        """Receive a Python object of any size. `buf` is accepted for compatibility and not needed."""
+        cdef EngineRequest *r
+        cdef EngineStatus result
+        cdef Chunk chunk
+        cdef int world
+        if source == PROC_NULL:
+            self.check()
+            fill_empty(status, PROC_NULL)
+            return None
+        world = self.source_of(source, tag)
+        r = runtime.engine.try_irecv(self.context, world, tag, NULL, 0, True, runtime.polls)
+        if r == NULL:
+            with nogil:
+                r = runtime.engine.irecv(self.context, world, tag, NULL, 0, True)
+        if not r.done.load():
+            try:
+                runtime.wait_for(r)
+            except BaseException:
+                orphan(r, NULL, None, False)
+                raise
+        result = r.status
+        chunk = own(r.buffer, result.bytes)
+        runtime.engine.release(r)
+        fill_status(status, &result, self.rank_of(result.source))
+        if result.error != Error.kNone:
+            fail_status(&result, self.rank_of(result.source), 0, "recv")
+        return loads(chunk)
+
+    def irecv(self, buf=None, int source=ANY_SOURCE, int tag=ANY_TAG):
+        """Start a receive of a Python object of any size; the request's wait() returns it. `buf` is not needed."""
+        return self.start_receive(new_request(request_class), source, tag, True, "irecv")
+
+    def sendrecv(self, sendobj, int dest, int sendtag=0, recvbuf=None, int source=ANY_SOURCE, int recvtag=ANY_TAG, status=None):
+        """Send a Python object and receive one at once."""
+        cdef Request r = self.irecv(recvbuf, source, recvtag)
+        self.send(sendobj, dest, sendtag)
+        return r.wait(status)
+
+    def iprobe(self, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
+        """Return whether a message waits that a receive with these arguments would match."""
+        return self.Iprobe(source, tag, status)
+
+    def probe(self, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
+        """Wait for a message that a receive with these arguments would match; return True."""
+        return self.Probe(source, tag, status)
+
+    # --- collectives: a schedule from the cache, one engine call
+
+    cdef CachedSchedule schedule(self, tuple key):
+        cdef CachedSchedule s = self.schedules.get(key)
+        if s is None:
+            if len(self.schedules) >= 256:
+                self.schedules.clear()  # never while one runs: the caller of run() holds it
+            s = CachedSchedule(build_schedule(self.rank_, self.size_, key))
+            self.schedules[key] = s
+        return s
+
+    cdef int run(self, CachedSchedule s, const void *send, void *receive, Reduction reduction, object keep, str what) except -1:
+        cdef Binding b
+        cdef EngineRequest *r
+        cdef EngineStatus status
+        b.context = self.context + 1
+        b.tag = self.tag
+        self.tag = (self.tag + 256) & TAG_UB
+        b.world = self.world
+        b.send_buffer = send
+        b.receive_buffer = receive
+        b.python_op = NULL
+        b.reduce = NULL
+        b.element_size = 1
+        if reduction is not None:
+            b.element_size = reduction.datatype.size
+            if reduction.native != NULL:
+                b.reduce = reduction.native
+            else:
+                b.python_op = <void *>reduction
+        cdef Schedule *schedule = <Schedule *>s.schedule
+        r = runtime.engine.try_start(schedule[0], b, runtime.polls)
+        if r == NULL:
+            with nogil:
+                r = runtime.engine.start(schedule[0], b)
+        if not r.done.load():
+            try:
+                runtime.wait_for(r)
+            except BaseException:
+                orphan(r, NULL, (s, reduction, keep), False)
+                raise
+        status = r.status
+        runtime.engine.release(r)
+        if status.error != Error.kNone:
+            fail_status(&status, self.rank_of(status.source), status.bytes, what)
+        return 0
+
+    def Barrier(self):
+        """Return when every rank has entered."""
+        self.check()
+        if self.barrier_schedule is None:
+            self.barrier_schedule = self.schedule(("barrier",))
+        self.run(self.barrier_schedule, NULL, NULL, None, None, "Barrier")
+
+    def Bcast(self, buf, int root=0):
+        """Send `buf` of the root to all."""
+        cdef Message m
+        self.check_root(root)
+        decode(buf, &m, self.rank_ != root)
+        try:
+            self.run(self.schedule(("bcast", m.nbytes, root)), NULL, m.address, None, buf, "Bcast")
+        finally:
+            release(&m)
+
+    cdef int same_size(self, Message *send, Message *receive, str what) except -1:
+        if send.nbytes != receive.nbytes:
+            fail(ERR_COUNT, f"{what}: sendbuf has {send.nbytes} bytes, recvbuf {receive.nbytes}")
+        return 0
+
+    def Reduce(self, sendbuf, recvbuf, op=None, int root=0):
+        """Combine the elements of all ranks with `op` (default SUM) into recvbuf of the root."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef Reduction reduction
+        cdef bint at_root
+        self.check_root(root)
+        at_root = self.rank_ == root
+        if in_place and not at_root:
+            fail(ERR_BUFFER, "Reduce: IN_PLACE is for the root")
+        decode(recvbuf if in_place else sendbuf, &s, in_place)
+        try:
+            decode(recvbuf if at_root else None, &r, True)
+            try:
+                if at_root:
+                    self.same_size(&s, &r, "Reduce")
+                reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+                self.run(self.schedule(("reduce", s.nbytes, root, in_place, reduction.op.commutative)), s.address, r.address, reduction,
+                         (sendbuf, recvbuf), "Reduce")
+            finally:
+                release(&r)
+        finally:
+            release(&s)
+
+    def Allreduce(self, sendbuf, recvbuf, op=None):
+        """Combine the elements of all ranks with `op` (default SUM) into recvbuf of all; the same bits everywhere."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef Reduction reduction
+        self.check()
+        decode(recvbuf, &r, True)
+        try:
+            decode(recvbuf if in_place else sendbuf, &s, False)
+            try:
+                self.same_size(&s, &r, "Allreduce")
+                reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+                self.run(self.schedule(("allreduce", s.nbytes, in_place, reduction.op.commutative)), s.address, r.address, reduction,
+                         (sendbuf, recvbuf), "Allreduce")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+    cdef int64_t block_of(self, Message *whole, str what) except -1:
+        """Bytes per rank of a buffer that holds a block for every rank."""
+        if whole.nbytes % self.size_:
+            fail(ERR_COUNT, f"{what} of {whole.nbytes} bytes does not divide into {self.size_} equal blocks")
+        return whole.nbytes // self.size_
+
+    cdef int same_block(self, int64_t block, int64_t nbytes, str what) except -1:
+        if block != nbytes:
+            fail(ERR_COUNT, f"{what}: a block of {block} bytes per rank for a contribution of {nbytes} bytes")
+        return 0
+
+    def Gather(self, sendbuf, recvbuf, int root=0):
+        """Collect sendbuf of every rank, by rank, in recvbuf of the root."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef int64_t block
+        cdef bint at_root
+        self.check_root(root)
+        at_root = self.rank_ == root
+        if in_place and not at_root:
+            fail(ERR_BUFFER, "Gather: IN_PLACE is for the root")
+        decode(None if in_place else sendbuf, &s, False)
+        try:
+            decode_whole(recvbuf if at_root else None, &r, True, self.size_)
+            try:
+                block = self.block_of(&r, "Gather: recvbuf") if at_root else s.nbytes
+                if at_root and not in_place:
+                    self.same_block(block, s.nbytes, "Gather")
+                self.run(self.schedule(("gather", block, root, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Gather")
+            finally:
+                release(&r)
+        finally:
+            release(&s)
+
+    def Scatter(self, sendbuf, recvbuf, int root=0):
+        """Hand out the blocks of sendbuf of the root, by rank, to recvbuf of every rank."""
+        cdef Message s, r
+        cdef bint in_place = recvbuf is IN_PLACE
+        cdef int64_t block
+        cdef bint at_root
+        self.check_root(root)
+        at_root = self.rank_ == root
+        if in_place and not at_root:
+            fail(ERR_BUFFER, "Scatter: IN_PLACE is for the root")
+        decode(None if in_place else recvbuf, &r, True)
+        try:
+            decode_whole(sendbuf if at_root else None, &s, False, self.size_)
+            try:
+                block = self.block_of(&s, "Scatter: sendbuf") if at_root else r.nbytes
+                if at_root and not in_place:
+                    self.same_block(block, r.nbytes, "Scatter")
+                self.run(self.schedule(("scatter", block, root, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Scatter")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+    def Allgather(self, sendbuf, recvbuf):
+        """Collect sendbuf of every rank, by rank, in recvbuf of all."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef int64_t block
+        self.check()
+        decode_whole(recvbuf, &r, True, self.size_)
+        try:
+            decode(None if in_place else sendbuf, &s, False)
+            try:
+                block = self.block_of(&r, "Allgather: recvbuf")
+                if not in_place:
+                    self.same_block(block, s.nbytes, "Allgather")
+                self.run(self.schedule(("allgather", block, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Allgather")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+    def Alltoall(self, sendbuf, recvbuf):
+        """Send block i of sendbuf to rank i; block j of recvbuf comes from rank j."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef int64_t block
+        self.check()
+        decode_whole(recvbuf, &r, True, self.size_)
+        try:
+            decode_whole(None if in_place else sendbuf, &s, False, self.size_)
+            try:
+                block = self.block_of(&r, "Alltoall: recvbuf")
+                if not in_place:
+                    self.same_size(&s, &r, "Alltoall")
+                self.run(self.schedule(("alltoall", block, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Alltoall")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+    def Gatherv(self, sendbuf, recvbuf, int root=0):
+        """Gather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef tuple counts = None, displacements = None
+        self.check_root(root)
+        if in_place and self.rank_ != root:
+            fail(ERR_BUFFER, "Gatherv: IN_PLACE is for the root")
+        decode(None if in_place else sendbuf, &s, False)
+        try:
+            r.has_view, r.owner, r.address = False, NULL, NULL
+            if self.rank_ == root:
+                counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
+            try:
+                if self.rank_ == root and not in_place and counts[root] != s.nbytes:
+                    fail(ERR_COUNT, f"Gatherv: sendbuf has {s.nbytes} bytes, the root's own block {counts[root]}")
+                self.run(self.schedule(("gatherv", s.nbytes, counts, displacements, root, in_place)), s.address, r.address, None,
+                         (sendbuf, recvbuf), "Gatherv")
+            finally:
+                release(&r)
+        finally:
+            release(&s)
+
+    def Scatterv(self, sendbuf, recvbuf, int root=0):
+        """Scatter with a count and a displacement for every rank: sendbuf is [buffer, counts, displacements, datatype]."""
+        cdef Message s, r
+        cdef bint in_place = recvbuf is IN_PLACE
+        cdef tuple counts = None, displacements = None
+        self.check_root(root)
+        if in_place and self.rank_ != root:
+            fail(ERR_BUFFER, "Scatterv: IN_PLACE is for the root")
+        decode(None if in_place else recvbuf, &r, True)
+        try:
+            s.has_view, s.owner, s.address = False, NULL, NULL
+            if self.rank_ == root:
+                counts, displacements = decode_blocks(sendbuf, &s, False, self.size_)
+            try:
+                if self.rank_ == root and not in_place and counts[root] > r.nbytes:
+                    fail(ERR_COUNT, f"Scatterv: recvbuf has {r.nbytes} bytes, the root's own block {counts[root]}")
+                self.run(self.schedule(("scatterv", r.nbytes, counts, displacements, root, in_place)), s.address, r.address, None,
+                         (sendbuf, recvbuf), "Scatterv")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+    def Allgatherv(self, sendbuf, recvbuf):
+        """Allgather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef tuple counts, displacements
+        self.check()
+        counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
+        try:
+            decode(None if in_place else sendbuf, &s, False)
+            try:
+                if not in_place and counts[self.rank_] != s.nbytes:
+                    fail(ERR_COUNT, f"Allgatherv: sendbuf has {s.nbytes} bytes, rank {self.rank_}'s block {counts[self.rank_]}")
+                self.run(self.schedule(("allgatherv", counts, displacements, in_place)), s.address, r.address, None,
+                         (sendbuf, recvbuf), "Allgatherv")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+    def Alltoallv(self, sendbuf, recvbuf):
+        """Alltoall with counts and displacements for every rank on both sides."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef tuple counts, displacements, send_counts = None, send_displacements = None
+        self.check()
+        counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
+        try:
+            s.has_view, s.owner, s.address = False, NULL, NULL
+            if not in_place:
+                send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
+            try:
+                self.run(self.schedule(("alltoallv", send_counts, send_displacements, counts, displacements, in_place)), s.address,
+                         r.address, None, (sendbuf, recvbuf), "Alltoallv")
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+
+
+cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1:
+    """A buffer with a block for every rank: in [buffer, count, datatype] the count is that of one block."""
+    decode_blocks_of = buf
+    if (type(buf) is list or type(buf) is tuple) and len(buf) >= 2:
+        parts = list(buf)
+        count = parts[1]
+        if isinstance(count, int) and not isinstance(count, bool):
+            parts[1] = count * ranks
+        elif isinstance(count, tuple) and len(count) == 2 and isinstance(count[0], int):
+            parts[1] = (count[0] * ranks, count[1])
+        decode_blocks_of = parts
+    return decode(decode_blocks_of, m, writable)

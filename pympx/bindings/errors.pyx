@@ -1,0 +1,30 @@
+"""Raises MPI.Exception from the skin; api/errors.py registers the class."""
+from .engine cimport Error, Status
+
+exception_class = RuntimeError
+
+
+def register(cls):
+    """Set the class that errors are raised as: called as cls(error_class, message)."""
+    global exception_class
+    exception_class = cls
+
+
+cdef int fail(int error_class, str message) except -1:
+    raise exception_class(error_class, message)
+
+
+cdef int fail_status(const Status *status, int source, unsigned long long capacity, str what) except -1:
+    """Raise what a request ended with. source: the peer's rank in the communicator."""
+    if status.error == Error.kTruncate:
+        fail(ERR_TRUNCATE, f"{what}: message of {status.full_size} bytes from rank {source} tag {status.tag}, "
+                           f"buffer holds {capacity}; its first {status.bytes} bytes were received")
+    if status.error == Error.kProcFailed:
+        fail(ERR_PROC_FAILED, f"{what}: rank {source} failed, left, or its link broke")
+    if status.error == Error.kUnreachable:
+        fail(ERR_PROC_FAILED, f"{what}: rank {source} cannot be reached")
+    if status.error == Error.kNoMemory:
+        fail(ERR_NO_MEM, f"{what}: no memory for a message of {status.full_size} bytes from rank {source}")
+    if status.error == Error.kReduceFailed:
+        fail(ERR_OP, f"{what}: the user's reduction function raised an exception")
+    return fail(ERR_INTERN, f"{what}: internal error {<int>status.error}")
