@@ -51,16 +51,17 @@ def build(rank: int, size: int, nbytes: int, *, in_place: bool = False, commutat
         if own != spare and lower and not lower[0]:
             partial = own  # the first reduction only reads it
         else:
-            ready = spare_free = (b.copy(own, home, nbytes),)
+            ready = (b.copy(own, home, nbytes),)
+            spare_free = ready if own == spare else ()
     for step, partner in enumerate(partners):
         arrived = b.recv(partner, spare, nbytes, after=spare_free)
-        given_only = folds and step == 0
-        sent = () if given_only else (b.send(partner, partial, nbytes, after=ready),)
+        folding = folds and step == 0  # that partner only gives
+        sent = () if folding else (b.send(partner, partial, nbytes, after=ready),)
         if lower[step]:
             ready = spare_free = (b.reduce(spare, partial, nbytes, after=(*ready, arrived, *sent)),)
         else:
             ready = (b.reduce(partial, spare, nbytes, after=(*ready, arrived)),)
-            spare_free = (*ready, *sent)
+            spare_free = (*ready, *sent) if partial == home else ()
             home, spare = spare, home
             partial = home
     if folds:

@@ -36,7 +36,7 @@ def build(rank: int, size: int, nbytes: int, *, root: int = 0, in_place: bool = 
     if parent is not None:
         sent = b.send(parent, partial, nbytes, after=done)
         if rank == root:
-            b.recv(top, result, nbytes, after=(sent,))
+            b.recv(top, result, nbytes, after=(sent,) if in_place else ())
     elif root != top:
         b.send(root, partial, nbytes, after=done)
     elif partial != result:

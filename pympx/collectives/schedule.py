@@ -80,19 +80,19 @@ class Builder:
 
     def send(self, peer: int, src: Ref | None, nbytes: int, *, after: Iterable[int] = (), slot: int = 0) -> int:
         """Send to rank `peer`; `src` is None for an empty message only."""
-        return self._add(Vertex(Kind.SEND, nbytes, peer, slot, src, None, _deps(after)))
+        return self._add(Vertex(Kind.SEND, nbytes, peer, slot, src, None, self._deps(after)))
 
     def recv(self, peer: int, dst: Ref | None, nbytes: int, *, after: Iterable[int] = (), slot: int = 0) -> int:
         """Receive exactly `nbytes` from rank `peer`; `dst` is None for an empty message only."""
-        return self._add(Vertex(Kind.RECV, nbytes, peer, slot, None, dst, _deps(after)))
+        return self._add(Vertex(Kind.RECV, nbytes, peer, slot, None, dst, self._deps(after)))
 
     def reduce(self, src: Ref, dst: Ref, nbytes: int, *, after: Iterable[int] = ()) -> int:
         """dst = src op dst, with the op of the call."""
-        return self._add(Vertex(Kind.REDUCE, nbytes, src=src, dst=dst, deps=_deps(after)))
+        return self._add(Vertex(Kind.REDUCE, nbytes, src=src, dst=dst, deps=self._deps(after)))
 
     def copy(self, src: Ref, dst: Ref, nbytes: int, *, after: Iterable[int] = ()) -> int:
         """dst = src."""
-        return self._add(Vertex(Kind.COPY, nbytes, src=src, dst=dst, deps=_deps(after)))
+        return self._add(Vertex(Kind.COPY, nbytes, src=src, dst=dst, deps=self._deps(after)))
 
     def temp(self, nbytes: int) -> Ref:
         """Reserve scratch, aligned to TEMP_ALIGN."""
@@ -106,20 +106,22 @@ class Builder:
         """Return what was collected."""
         return Schedule(tuple(self._vertices), self._temp_bytes)
 
+    def _deps(self, after: Iterable[int]) -> tuple[int, ...]:
+        """Return `after` in order, without those that another of them waits for anyway."""
+        given = set(after)
+        index = len(self._vertices)
+        if any(not 0 <= d < index for d in given):
+            raise ValueError(f"vertex {index}: dependencies {sorted(given)} must be indices of earlier vertices")
+        return tuple(sorted(given.difference(*(self._vertices[d].deps for d in given))))
+
     def _add(self, vertex: Vertex) -> int:
         index = len(self._vertices)
         if vertex.nbytes < 0:
             raise ValueError(f"vertex {index}: {vertex.nbytes} bytes: must be >= 0")
         if not 0 <= vertex.slot < SLOTS:
             raise ValueError(f"vertex {index}: slot {vertex.slot} is not in 0..{SLOTS - 1}")
-        if vertex.deps and not 0 <= vertex.deps[0] <= vertex.deps[-1] < index:
-            raise ValueError(f"vertex {index}: dependencies {vertex.deps} must be indices of earlier vertices")
         self._vertices.append(vertex)
         return index
-
-
-def _deps(after: Iterable[int]) -> tuple[int, ...]:
-    return tuple(sorted(set(after)))
 
 
 def encode(schedule: Schedule) -> bytes:

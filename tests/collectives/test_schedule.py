@@ -54,7 +54,9 @@ def test_builder_rules() -> None:
     first = b.send(1, Ref(Buf.SEND), 4)
     b.send(2, Ref(Buf.SEND), 4, after=[first, first])
     assert b.build().vertices[1].deps == (0,)
-    for after in ([2], [-1]):
+    b.send(3, Ref(Buf.SEND), 4, after=[1, 0])
+    assert b.build().vertices[2].deps == (1,), "vertex 1 waits for vertex 0"
+    for after in ([3], [-1]):
         with pytest.raises(ValueError, match="earlier vertices"):
             b.send(1, Ref(Buf.SEND), 4, after=after)
     with pytest.raises(ValueError, match="slot 256"):
