@@ -219,7 +219,7 @@ class _Run:
 
     def finish(self) -> list[Cells]:
         while self._events:
-            pick = self._random.randrange(len(self._events))
+            pick = int(self._random.random() * len(self._events))
             self._events[pick], self._events[-1] = self._events[-1], self._events[pick]
             node, receiver = self._events.pop()
             if receiver is None:

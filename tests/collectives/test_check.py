@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
 from pympx.collectives import allgather, allreduce, alltoall, barrier, bcast, check, gather, reduce, scatter
 from pympx.collectives.check import CheckError
-from pympx.collectives.schedule import Buf, Builder, Ref, Schedule, Vertex, even_blocks
+from pympx.collectives.schedule import Buf, Builder, Kind, Ref, Schedule, Vertex, even_blocks
 
 #: bytes per block; more than one, so that a shift by one is a partial overlap
 NBYTES = 3
+#: sizes of communicators: the least, odd ones, a power of two
+GROUPS = (2, 3, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -21,73 +24,75 @@ class Case:
 
     size: int
     build: Callable[[int, int], Schedule]
-    check: Callable[[list[Schedule]], None]
+    check: Callable[[Sequence[Schedule]], None]
 
 
 def cases() -> Iterator[tuple[str, Case]]:
-    for size in (2, 3, 7, 8):
-        counts, displs = even_blocks(size, NBYTES)
+    yield from ((f"barrier-{size}", Case(size, barrier.build, check.check_barrier)) for size in GROUPS)
+    for size in GROUPS:
         root = size - 1
-        yield f"barrier-{size}", Case(size, barrier.build, check.check_barrier)
         yield (
             f"bcast-{size}",
-            Case(
-                size, lambda r, n, root=root: bcast.build(r, n, NBYTES, root=root), lambda s, root=root: check.check_bcast(s, NBYTES, root)
-            ),
+            Case(size, partial(bcast.build, nbytes=NBYTES, root=root), partial(check.check_bcast, nbytes=NBYTES, root=root)),
         )
         for in_place in (False, True):
-            for commutative in (False, True):
-                where = {"in_place": in_place, "commutative": commutative}
-                yield (
-                    f"reduce-{size}-{in_place}-{commutative}",
-                    Case(
-                        size,
-                        lambda r, n, root=root, where=where: reduce.build(r, n, NBYTES, root=root, **where),
-                        lambda s, root=root, where=where: check.check_reduce(s, NBYTES, root, **where),
-                    ),
-                )
-            yield (
-                f"allreduce-{size}-{in_place}",
-                Case(
-                    size,
-                    lambda r, n, in_place=in_place: allreduce.build(r, n, NBYTES, in_place=in_place),
-                    lambda s, in_place=in_place: check.check_allreduce(s, NBYTES, in_place=in_place, commutative=True),
-                ),
-            )
-            yield (
-                f"gather-{size}-{in_place}",
-                Case(
-                    size,
-                    lambda r, n, root=root, in_place=in_place: gather.build(r, n, NBYTES, root=root, in_place=in_place),
-                    lambda s, root=root, in_place=in_place, c=counts, d=displs: check.check_gather(s, c, d, root, in_place=in_place),
-                ),
-            )
-            yield (
-                f"scatter-{size}-{in_place}",
-                Case(
-                    size,
-                    lambda r, n, root=root, in_place=in_place: scatter.build(r, n, NBYTES, root=root, in_place=in_place),
-                    lambda s, root=root, in_place=in_place, c=counts, d=displs: check.check_scatter(s, c, d, root, in_place=in_place),
-                ),
-            )
-            yield (
-                f"allgather-{size}-{in_place}",
-                Case(
-                    size,
-                    lambda r, n, in_place=in_place: allgather.build(r, n, NBYTES, in_place=in_place),
-                    lambda s, in_place=in_place, c=counts, d=displs: check.check_allgather(s, c, d, in_place=in_place),
-                ),
-            )
-            yield (
-                f"alltoall-{size}-{in_place}",
-                Case(
-                    size,
-                    lambda r, n, in_place=in_place: alltoall.build(r, n, NBYTES, in_place=in_place),
-                    lambda s, in_place=in_place, c=counts, d=displs: check.check_alltoall(
-                        s, [c] * len(s), [d] * len(s), [d] * len(s), in_place=in_place
-                    ),
-                ),
-            )
+            yield from cases_with_in_place(size, in_place)
+
+
+def cases_with_in_place(size: int, in_place: bool) -> Iterator[tuple[str, Case]]:
+    root = size - 1
+    counts, displs = even_blocks(size, NBYTES)
+    tail = f"{size}-in-place" if in_place else f"{size}"
+    for name, commutative in (("reduce", True), ("ordered-reduce", False)):
+        yield (
+            f"{name}-{tail}",
+            Case(
+                size,
+                partial(reduce.build, nbytes=NBYTES, root=root, in_place=in_place, commutative=commutative),
+                partial(check.check_reduce, nbytes=NBYTES, root=root, in_place=in_place, commutative=commutative),
+            ),
+        )
+    yield (
+        f"allreduce-{tail}",
+        Case(
+            size,
+            partial(allreduce.build, nbytes=NBYTES, in_place=in_place),
+            partial(check.check_allreduce, nbytes=NBYTES, in_place=in_place, commutative=True),
+        ),
+    )
+    yield (
+        f"gather-{tail}",
+        Case(
+            size,
+            partial(gather.build, nbytes=NBYTES, root=root, in_place=in_place),
+            partial(check.check_gather, counts=counts, displs=displs, root=root, in_place=in_place),
+        ),
+    )
+    yield (
+        f"scatter-{tail}",
+        Case(
+            size,
+            partial(scatter.build, nbytes=NBYTES, root=root, in_place=in_place),
+            partial(check.check_scatter, counts=counts, displs=displs, root=root, in_place=in_place),
+        ),
+    )
+    yield (
+        f"allgather-{tail}",
+        Case(
+            size,
+            partial(allgather.build, nbytes=NBYTES, in_place=in_place),
+            partial(check.check_allgather, counts=counts, displs=displs, in_place=in_place),
+        ),
+    )
+    same = [displs] * size
+    yield (
+        f"alltoall-{tail}",
+        Case(
+            size,
+            partial(alltoall.build, nbytes=NBYTES, in_place=in_place),
+            partial(check.check_alltoall, counts=[counts] * size, send_displs=same, recv_displs=same, in_place=in_place),
+        ),
+    )
 
 
 CASES = dict(cases())
@@ -151,7 +156,7 @@ def test_a_dropped_dependency_is_found(name: str) -> None:
     for rank, schedule in enumerate(right):
         for index, vertex in enumerate(schedule.vertices):
             for dropped in vertex.deps:
-                if name.startswith("alltoall") and (vertex.kind, schedule.vertices[dropped].kind) == (0, 0):
+                if name.startswith("alltoall") and (vertex.kind, schedule.vertices[dropped].kind) == (Kind.SEND, Kind.SEND):
                     continue  # one send after the other: for the network's sake only
                 if name.startswith("barrier") and case.size != 8:
                     continue  # a rank may hear of another twice
@@ -226,17 +231,17 @@ def test_a_slot_used_again_in_a_long_ring_needs_order() -> None:
 @pytest.mark.parametrize(
     ("vertex", "message"),
     [
-        (Vertex(check.Kind.COPY, 1, src=Ref(Buf.RECV), dst=Ref(Buf.SEND)), "writes into the caller's send buffer"),
-        (Vertex(check.Kind.COPY, 2, src=Ref(Buf.RECV), dst=Ref(Buf.RECV, 1)), "overlap"),
-        (Vertex(check.Kind.COPY, 5, src=Ref(Buf.SEND), dst=Ref(Buf.RECV)), "SEND buffer of 4"),
-        (Vertex(check.Kind.COPY, 1, src=Ref(Buf.SEND, -1), dst=Ref(Buf.RECV)), "SEND buffer of 4"),
-        (Vertex(check.Kind.COPY, 1, src=Ref(Buf.TEMP), dst=Ref(Buf.RECV)), "TEMP buffer of 0"),
-        (Vertex(check.Kind.COPY, 1, src=Ref(Buf.SEND)), "place is missing"),
-        (Vertex(check.Kind.COPY, 0), "does nothing"),
-        (Vertex(check.Kind.SEND, 1, 0, src=Ref(Buf.SEND)), "no other rank"),
-        (Vertex(check.Kind.SEND, 1, 1, src=Ref(Buf.SEND), slot=256), "slot"),
-        (Vertex(check.Kind.SEND, 1, 1, src=Ref(Buf.SEND), deps=(0,)), "not an earlier one"),
-        (Vertex(check.Kind.SEND, 1, 1, src=Ref(Buf.SEND)), "1 sends, but 0 receives"),
+        (Vertex(Kind.COPY, 1, src=Ref(Buf.RECV), dst=Ref(Buf.SEND)), "writes into the caller's send buffer"),
+        (Vertex(Kind.COPY, 2, src=Ref(Buf.RECV), dst=Ref(Buf.RECV, 1)), "overlap"),
+        (Vertex(Kind.COPY, 5, src=Ref(Buf.SEND), dst=Ref(Buf.RECV)), "SEND buffer of 4"),
+        (Vertex(Kind.COPY, 1, src=Ref(Buf.SEND, -1), dst=Ref(Buf.RECV)), "SEND buffer of 4"),
+        (Vertex(Kind.COPY, 1, src=Ref(Buf.TEMP), dst=Ref(Buf.RECV)), "TEMP buffer of 0"),
+        (Vertex(Kind.COPY, 1, src=Ref(Buf.SEND)), "place is missing"),
+        (Vertex(Kind.COPY, 0), "does nothing"),
+        (Vertex(Kind.SEND, 1, 0, src=Ref(Buf.SEND)), "no other rank"),
+        (Vertex(Kind.SEND, 1, 1, src=Ref(Buf.SEND), slot=256), "slot"),
+        (Vertex(Kind.SEND, 1, 1, src=Ref(Buf.SEND), deps=(0,)), "not an earlier one"),
+        (Vertex(Kind.SEND, 1, 1, src=Ref(Buf.SEND)), "1 sends, but 0 receives"),
     ],
 )
 def test_a_vertex_wrong_by_itself_is_found(vertex: Vertex, message: str) -> None:
