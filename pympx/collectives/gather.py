@@ -1,7 +1,6 @@
 """Gather to one rank: each rank sends its block straight to the root.
 
-Thakur, Rabenseifner, Gropp: Optimization of collective communication operations in MPICH, IJHPCA 19 (2005), names the linear algorithm as
-the baseline. MPI standard: MPI_Gather, MPI_Gatherv.
+The linear algorithm: nothing is forwarded, so the root handles size - 1 messages. MPI standard: MPI_Gather, MPI_Gatherv.
 """
 
 from __future__ import annotations

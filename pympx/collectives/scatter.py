@@ -1,7 +1,6 @@
 """Scatter from one rank: the root sends each rank its block.
 
-Thakur, Rabenseifner, Gropp: Optimization of collective communication operations in MPICH, IJHPCA 19 (2005), names the linear algorithm as
-the baseline. MPI standard: MPI_Scatter, MPI_Scatterv.
+The linear algorithm: nothing is forwarded, so the root handles size - 1 messages. MPI standard: MPI_Scatter, MPI_Scatterv.
 """
 
 from __future__ import annotations
