@@ -10,7 +10,7 @@ import pytest
 
 from pympx.collectives import allgather, allreduce, alltoall, barrier, bcast, check, gather, reduce, scatter
 from pympx.collectives.check import CheckError
-from pympx.collectives.schedule import Buf, Builder, Kind, Ref, Schedule, Vertex, even_blocks
+from pympx.collectives.schedule import SLOTS, Buf, Builder, Kind, Ref, Schedule, Vertex, even_blocks
 
 #: bytes per block; more than one, so that a shift by one is a partial overlap
 NBYTES = 3
@@ -105,9 +105,8 @@ def shifted(ref: Ref | None) -> Ref | None:
 def changes(vertex: Vertex, size: int) -> Iterator[tuple[str, Vertex]]:
     """Yield wrong versions of a vertex."""
     if vertex.peer >= 0:
-        for peer in range(size):
-            if peer != vertex.peer:
-                yield f"peer {peer}", replace(vertex, peer=peer)
+        for peer in {(vertex.peer + 1) % size, (vertex.peer - 1) % size}:
+            yield f"peer {peer}", replace(vertex, peer=peer)
         yield "slot", replace(vertex, slot=vertex.slot + 1)
     if vertex.src is not None:
         yield "source offset", replace(vertex, src=shifted(vertex.src))
@@ -220,12 +219,15 @@ def test_one_slot_for_two_messages_needs_order_on_both_sides() -> None:
 
 
 def test_a_slot_used_again_in_a_long_ring_needs_order() -> None:
-    size = 260
-    right = [allgather.build(rank, size, 1) for rank in range(size)]
-    again = next(i for i, v in enumerate(right[7].vertices) if v.slot == 0 and i > 0)
-    wrong = planted(right, 7, again, replace(right[7].vertices[again], deps=()))
+    size = SLOTS + 4
+    counts = (1,) * 12 + (0,) * (size - 12)
+    right = [allgather.build_v(rank, size, counts, tuple(range(size))) for rank in range(size)]
+    check.verify(right, counts, [12] * size)
+    vertices = right[6].vertices
+    again = next(i for i, v in enumerate(vertices) if v.kind == Kind.RECV and v.slot in {u.slot for u in vertices[:i]})
+    wrong = planted(right, 6, again, replace(vertices[again], deps=()))
     with pytest.raises(CheckError, match="nothing orders"):
-        check.verify(wrong, [1] * size, [size] * size)
+        check.verify(wrong, counts, [12] * size)
 
 
 @pytest.mark.parametrize(
