@@ -1,9 +1,9 @@
 """Who am I, who are the others: finds the launcher that started this process and joins it.
 
-`detect` names the way, `join` takes it. Signs of a launcher that cannot be joined raise BootstrapError, so that no rank ever believes to be
-alone by mistake; PYMPX_BOOTSTRAP=single says that it is. A child process inherits its parent's variables but not its place: `join` leaves a
-mark in the environment, ``PYMPX_BOOT=pid:signature``, by which a child recognizes that the variables were meant for its parent. A launcher
-started by a rank sets variables of its own, so that its ranks have another signature and join that launcher.
+`detect` names the way, `join` takes it. Signs of a launcher that cannot be joined raise BootstrapError, so that no rank ever believes to
+be alone by mistake; PYMPX_BOOTSTRAP=single says that it is. A child process inherits its parent's variables but not its place: `join`
+leaves a mark in the environment, ``PYMPX_BOOT=pid:signature``, by which a child recognizes that the variables were meant for its parent.
+A launcher started by a rank sets variables of its own, so that its ranks have another signature and join that launcher.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ def detect(environ: Mapping[str, str]) -> str:
         raise BootstrapError(f"pympx: PMI_FD={environ['PMI_FD']!r} is not a descriptor's number: correct or unset it")
     if "PMIX_NAMESPACE" in environ and "PMIX_RANK" in environ:
         raise BootstrapError(
-            f"pympx: started by a PMIx launcher (PMIX_RANK={environ['PMIX_RANK']}: Open MPI, PRRTE or srun --mpi=pmix), which cannot be joined "
-            "yet: use python -m pympx run, MPICH's mpiexec or srun --mpi=pmi2"
+            f"pympx: started by a PMIx launcher (PMIX_RANK={environ['PMIX_RANK']}: Open MPI, PRRTE or srun --mpi=pmix), "
+            "which cannot be joined yet: use python -m pympx run, MPICH's mpiexec or srun --mpi=pmi2"
         )
     if "RANK" in environ and "WORLD_SIZE" in environ:
         if "MASTER_ADDR" in environ or environ["WORLD_SIZE"].strip() == "1":
             return "env"
         raise BootstrapError(
-            f"pympx: RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} are set without MASTER_ADDR, the host of rank 0: set it, "
-            "or PYMPX_BOOTSTRAP=single"
+            f"pympx: RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} are set without MASTER_ADDR, the host of rank 0: "
+            "set it, or PYMPX_BOOTSTRAP=single"
         )
     if _positive(environ, "OMPI_COMM_WORLD_SIZE") > 1:
         raise BootstrapError(
@@ -89,7 +89,8 @@ def detect(environ: Mapping[str, str]) -> str:
             "use python -m pympx run or MPICH's mpiexec, or set PYMPX_BOOTSTRAP=single"
         )
     tasks = _positive(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and tasks > 1 and _positive(environ, "SLURM_STEP_ID") < _SLURM_SPECIAL_STEPS:
+    in_step = "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and _positive(environ, "SLURM_STEP_ID") < _SLURM_SPECIAL_STEPS
+    if in_step and tasks > 1:
         raise BootstrapError(
             f"pympx: started by srun as task {environ['SLURM_PROCID']} of {tasks} without PMI, so it cannot be joined: "
             "use srun --mpi=pmi2, or set PYMPX_BOOTSTRAP=single"

@@ -1,12 +1,13 @@
 """Joins ranks that share only variables: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (torchrun, Kubernetes, shell loops).
 
-Rank 0 listens on MASTER_ADDR's own address, the others connect to it, and every exchange goes through this star. The connections are made at
-the first exchange, so the constructor opens nothing. The port is PYMPX_PORT, else MASTER_PORT (default 29500), plus one under torchrun, whose
-agent holds MASTER_PORT itself.
+Rank 0 listens on MASTER_ADDR's own address, the others connect to it, and every exchange goes through this star. The connections are made
+at the first exchange, so the constructor opens nothing. The port is PYMPX_PORT, else MASTER_PORT (default 29500), plus one under
+torchrun, whose agent holds MASTER_PORT itself.
 
 Both sides prove by HMAC-SHA256 over fresh nonces that they know the job's secret before either believes another byte. With
-PYMPX_JOB_KEY_FILE (a file of at least 16 bytes, the same for all ranks, not readable by others) the secret is its content, and the job key is
-derived from it and never sent. Without it the secret is made of what tells runs apart (the port, torchrun's run id and restart count): that keeps two jobs from mixing by mistake, but everybody who can guess these values can join and read the job key, which rank 0
+PYMPX_JOB_KEY_FILE (a file of at least 16 bytes, the same for all ranks, not readable by others) the secret is its content, and the job
+key is derived from it and never sent. Without it the secret is made of what tells runs apart (the port, torchrun's run id and restart
+count): that keeps two jobs from mixing by mistake, but everybody who can guess these values can join and read the job key, which rank 0
 then sends in the clear. On a network that others use, set PYMPX_JOB_KEY_FILE. After the proof the bytes are neither encrypted nor signed.
 
 This object owns its sockets until `finalize`; one thread at a time may call it.
@@ -25,7 +26,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from .base import Bootstrap, BootstrapError
@@ -65,7 +66,7 @@ class Env(Bootstrap):
             return
         self._host = environ.get("MASTER_ADDR", "")
         if not self._host:
-            raise BootstrapError("pympx: MASTER_ADDR, the host of rank 0, is missing from the environment: set it, or PYMPX_BOOTSTRAP=single")
+            raise BootstrapError("pympx: MASTER_ADDR, the host of rank 0, is not set: set it, or PYMPX_BOOTSTRAP=single")
         self._port = _port(environ)
         self._timeout = number(environ, "PYMPX_JOIN_TIMEOUT", 1, 86400) if "PYMPX_JOIN_TIMEOUT" in environ else JOIN_TIMEOUT
         if environ.get("PYMPX_JOB_KEY_FILE"):
@@ -123,8 +124,8 @@ class Env(Bootstrap):
                     reason = error
             if time.monotonic() > deadline or reason is None or reason.errno != errno.EADDRINUSE:  # the previous job may be leaving
                 raise BootstrapError(
-                    f"pympx: rank 0 cannot listen on {self._host}:{self._port} ({reason}): MASTER_ADDR must be an address of rank 0's own host "
-                    "and the port free (PYMPX_PORT chooses another)"
+                    f"pympx: rank 0 cannot listen on {self._host}:{self._port} ({reason}): MASTER_ADDR must be an address of "
+                    "rank 0's own host and the port free (PYMPX_PORT chooses another)"
                 )
             time.sleep(0.05)
 
@@ -132,7 +133,7 @@ class Env(Bootstrap):
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as strangers:
             selector.register(listener, selectors.EVENT_READ)
             guests: dict[socket.socket, _Guest] = {}
-            strangers.callback(lambda: [guest.connection.close() for guest in guests.values()])
+            strangers.callback(lambda: _close_all(guests))
             while len(self._peers) < self.size - 1:
                 now = time.monotonic()
                 if now > deadline:
@@ -310,6 +311,11 @@ class _Guest:
         self.size = 0
 
 
+def _close_all(connections: Iterable[socket.socket]) -> None:
+    for connection in connections:
+        connection.close()
+
+
 def _receive(connection: socket.socket, length: int) -> bytes:
     """Return exactly `length` bytes, growing the buffer by what really arrived. Raises OSError at end-of-file."""
     data = bytearray()
@@ -343,5 +349,5 @@ def _read_secret(path: str) -> bytes:
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise BootstrapError(f"pympx: PYMPX_JOB_KEY_FILE={path!r} is open to every user: chmod 600 it and draw a new key")
     if len(content) < 16:
-        raise BootstrapError(f"pympx: PYMPX_JOB_KEY_FILE={path!r} holds {len(content)} bytes, at least 16 are needed: head -c 32 /dev/urandom > file")
+        raise BootstrapError(f"pympx: PYMPX_JOB_KEY_FILE={path!r} holds {len(content)} bytes, at least 16 are needed: draw 32 random ones")
     return hashlib.sha256(content).digest()

@@ -16,9 +16,9 @@ def number(environ: Mapping[str, str], key: str, low: int = 0, high: int = 2**31
     """Return `environ[key]` as an integer within [low, high]. Raises BootstrapError."""
     text = environ.get(key)
     if text is None:
-        raise BootstrapError(f"pympx: {key} is missing from the environment: start this program by a launcher, or set PYMPX_BOOTSTRAP=single")
+        raise BootstrapError(f"pympx: {key} is not set: start this program by a launcher, or set PYMPX_BOOTSTRAP=single")
     if not _DECIMAL.fullmatch(text.strip()) or not low <= int(text) <= high:
-        raise BootstrapError(f"pympx: {key}={text!r} is not a number from {low} to {high}: correct what sets it, or set PYMPX_BOOTSTRAP=single")
+        raise BootstrapError(f"pympx: {key}={text!r} is not a number from {low} to {high}: correct it, or set PYMPX_BOOTSTRAP=single")
     return int(text)
 
 

@@ -1,12 +1,13 @@
 """PMI-1 client: joins Hydra (MPICH, Intel MPI, gforker), ``srun --mpi=pmi2`` and ``python -m pympx run``.
 
 The connection is a descriptor inherited as PMI_FD, or a TCP connection to PMI_PORT that introduces itself by PMI_ID. It is used as a raw
-descriptor, since a socket object would close it while the interpreter exits, and launchers take end-of-file before ``finalize`` for a crash.
-This object owns the descriptor from the constructor until `finalize`. One thread at a time may call it, except `abort`, which any thread may
-call at any time. A forked child must not speak on its parent's connection: there `finalize` does nothing and every exchange raises.
+descriptor, since a socket object would close it while the interpreter exits, and launchers take end-of-file before ``finalize`` for a
+crash. This object owns the descriptor from the constructor until `finalize`. One thread at a time may call it, except `abort`, which any
+thread may call at any time. A forked child must not speak on its parent's connection: there `finalize` does nothing and every exchange
+raises.
 
-Blobs travel through the launcher's key-value store in chunks, under keys that are never written twice. Several requests are on their way at
-once only where the server says that it is of PMI 1.2 or newer: older ones read one line and lose the rest.
+Blobs travel through the launcher's key-value store in chunks, under keys that are never written twice. Several requests are on their way
+at once only where the server says that it is of PMI 1.2 or newer: older ones read one line and lose the rest.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Pmi1(Bootstrap):
             self._fd = _connect(environ["PMI_PORT"])
             self.rank, self.size = self._introduce(number(environ, "PMI_ID"))
         else:
-            raise BootstrapError("pympx: no PMI-1 launcher is there (neither PMI_FD as a socket nor PMI_PORT with PMI_ID): start by mpiexec")
+            raise BootstrapError("pympx: no PMI-1 launcher is there (PMI_FD is no socket, PMI_PORT or PMI_ID missing): use mpiexec")
         reply = self._request("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")
         if wire.number(reply, "pmi_version") != 1:
             raise BootstrapError(f"PMI: the launcher speaks version {reply['pmi_version']}, pympx speaks 1: use another launcher")
@@ -124,7 +125,7 @@ class Pmi1(Bootstrap):
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-            raise BootstrapError(f"PMI: the launcher did not answer within {HANDSHAKE_TIMEOUT:.0f} s of joining: is PMI_FD or PMI_PORT stale?")
+            raise BootstrapError(f"PMI: the launcher did not answer within {HANDSHAKE_TIMEOUT:.0f} s: is PMI_FD or PMI_PORT stale?")
 
     def _request(self, line: str, expected: str) -> dict[str, str]:
         self._send(line + "\n")
@@ -149,7 +150,7 @@ class Pmi1(Bootstrap):
         room = min(self._value_max - 1, REQUEST_LIMIT - len(self._put_line(longest, "\n"))) - head
         chunk = room // 4 * 3
         if chunk <= 0 or len(longest) >= self._key_max:
-            raise BootstrapError(f"PMI: the launcher's limits (key {self._key_max}, value {self._value_max} bytes) leave no room for an address")
+            raise BootstrapError(f"PMI: the launcher's limits (key {self._key_max}, value {self._value_max} bytes) leave no room")
         parts = [wire.encode(blob[start : start + chunk]) for start in range(0, len(blob), chunk)] or [""]
         if len(parts) > CHUNK_LIMIT:
             raise BootstrapError(f"PMI: {len(blob)} bytes are too much for the launcher's store")
@@ -234,7 +235,8 @@ class Pmi1(Bootstrap):
 
 
 def _gone(error: OSError | None) -> BootstrapError:
-    return BootstrapError(f"PMI: the launcher closed the connection{f' ({error.strerror})' if error else ''}: has it, or another rank, died?")
+    why = f" ({error.strerror})" if error else ""
+    return BootstrapError(f"PMI: the launcher closed the connection{why}: has it, or another rank, died?")
 
 
 def _connect(address: str) -> int:
@@ -251,8 +253,8 @@ def _connect(address: str) -> int:
 def _inherited_key(environ: Mapping[str, str]) -> bytes:
     """Return the job key that ``pympx run`` hands down by a pipe, b"" when this launcher is another one.
 
-    PYMPX_JOB_KEY_FD is "descriptor:inode of the PMI_FD that it belongs to", so that a launcher nested in a rank of ``pympx run``, which passes the
-    outer launcher's variable on, is not taken for its author. Reading empties the pipe.
+    PYMPX_JOB_KEY_FD is "descriptor:inode of the PMI_FD that it belongs to", so that a launcher nested in a rank of ``pympx run``, which
+    passes the outer launcher's variable on, is not taken for its author. Reading empties the pipe.
     """
     descriptor, _, inode = environ.get("PYMPX_JOB_KEY_FD", "").partition(":")
     if not descriptor.isdecimal() or inode != str(socket_inode(environ.get("PMI_FD"))):
@@ -262,14 +264,14 @@ def _inherited_key(environ: Mapping[str, str]) -> bytes:
         key = os.read(fd, 64)
         os.close(fd)
     except OSError as error:
-        raise BootstrapError(f"pympx: the job key cannot be read from descriptor {fd} ({error.strerror}): was it closed on the way?") from None
+        raise BootstrapError(f"pympx: the job key cannot be read from descriptor {fd} ({error.strerror})") from None
     if len(key) != 32:
         raise BootstrapError(f"pympx: the job key came with {len(key)} bytes, expected 32: was it read before?")
     return key
 
 
 def _mpi_owns_connection() -> bool:
-    """Tell whether an MPI library in this process (mpi4py on MPICH) uses the same PMI connection and will end it in its own MPI_Finalize."""
+    """Tell whether an MPI library in this process (mpi4py on MPICH) uses the same connection and will end it in MPI_Finalize."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or mpi is sys.modules.get("pympx.MPI"):
         return False

@@ -1,7 +1,8 @@
 """PMI-1's text protocol, shared by the client (pmi1.py) and the launcher's server.
 
-A message is one line of ``key=value`` words parted by single blanks, the first of them ``cmd=NAME``. A value holds neither blank nor newline, so
-binary data travels as URL-safe base64 without padding, which also spares the characters that some servers unescape (backslash, semicolon).
+A message is one line of ``key=value`` words parted by single blanks, the first of them ``cmd=NAME``. A value holds neither blank nor
+newline, so binary data travels as URL-safe base64 without padding, which also spares the characters that some servers unescape
+(backslash, semicolon).
 """
 
 from __future__ import annotations

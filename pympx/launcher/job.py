@@ -1,8 +1,8 @@
 """One job of ``python -m pympx run``: starts the ranks, serves them, ends them, and knows the exit code.
 
-One thread, one selector: the ranks' pidfds, PMI sockets and output pipes, and a pipe on which signals arrive. Nothing is polled, so an idle
-launcher uses no CPU. A rank that has ended is reaped only when the job is over: until then its pid, the name of its process group, cannot be
-given to a stranger whom a late signal would hit.
+One thread, one selector: the ranks' pidfds, PMI sockets and output pipes, and a pipe on which signals arrive. Nothing is polled, so an
+idle launcher uses no CPU. A rank that has ended is reaped only when the job is over: until then its pid, the name of its process group,
+cannot be given to a stranger whom a late signal would hit.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Job:
             "PYMPX_JOB_KEY_FD": f"{key_read}:{os.fstat(theirs.fileno()).st_ino}",
         }
         try:
-            pid = start_rank(self._arguments, environ, (stdin, out_write, err_write), (theirs.fileno(), key_read), self._keeper, self._files)
+            stdio, inherited = (stdin, out_write, err_write), (theirs.fileno(), key_read)
+            pid = start_rank(self._arguments, environ, stdio, inherited, self._keeper, self._files)
         finally:
             theirs.close()
             for fd in (key_read, out_write, err_write):

@@ -1,12 +1,12 @@
 """Forwards the ranks' stdout and stderr to the launcher's as whole lines.
 
 A line is passed on when its newline has come, so lines of different ranks never mix; an unfinished one is passed on at end-of-file, or in
-pieces once it exceeds LINE_LIMIT. Bytes are not changed. On a terminal an unfinished line is shown after SHOW_AFTER seconds, so that prompts
-and progress bars live; should another rank then write, a newline is shown first.
+pieces once it exceeds LINE_LIMIT. Bytes are not changed. On a terminal an unfinished line is shown after SHOW_AFTER seconds, so that
+prompts and progress bars live; should another rank then write, a newline is shown first.
 
-The launcher never blocks on its output: a pipe that says it is writable takes PIPE_PIECE bytes at once. While more than BACKLOG_LIMIT bytes
-wait, the ranks' pipes are not read, so a slow reader slows the ranks down. When the reader has gone, their pipes are closed and they get EPIPE
-as they would without a launcher.
+The launcher never blocks on its output: a pipe that says it is writable takes PIPE_PIECE bytes at once. While more than BACKLOG_LIMIT
+bytes wait, the ranks' pipes are not read, so a slow reader slows the ranks down. When the reader has gone, their pipes are closed and
+they get EPIPE as they would without a launcher.
 """
 
 from __future__ import annotations

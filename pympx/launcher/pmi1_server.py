@@ -1,7 +1,8 @@
 """The launcher's side of PMI-1: one key-value store, one barrier, and who has joined and left. Does no input or output itself.
 
-What it is told (`feed`, `left`) it answers through the `send` function given to it. It says that it is of PMI 1.2, so clients may send several
-requests at once. MPICH's own client is served too (mpi4py's programs start under ``pympx run``); spawn and name publishing are refused.
+What it is told (`feed`, `left`) it answers through the `send` function given to it. It says that it is of PMI 1.2, so clients may send
+several requests at once. MPICH's own client is served too (mpi4py's programs start under ``pympx run``); spawn and name publishing are
+refused.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Starting one rank, and the keeper that ends all ranks should the launcher be killed.
 
-Every rank leads a session, hence a process group, of its own: signals to the group reach its children too, and a Ctrl-C at the terminal reaches
-the launcher only, which forwards it once. Against `kill -9` of the launcher stand two guards. The kernel kills each rank (PR_SET_PDEATHSIG).
-The keeper, a forked child that sleeps on a pipe, then sees end-of-file and kills the ranks' groups. A process that leaves its rank's group
-(setsid) is on its own.
+Every rank leads a session, hence a process group, of its own: signals to the group reach its children too, and a Ctrl-C at the terminal
+reaches the launcher only, which forwards it once. Against `kill -9` of the launcher stand two guards. The kernel kills each rank
+(PR_SET_PDEATHSIG). The keeper, a forked child that sleeps on a pipe, then sees end-of-file and kills the ranks' groups. A process that
+leaves its rank's group (setsid) is on its own.
 
-The launcher has one thread, so the Python that runs between fork and exec finds no lock held, and the thread to whose death the kernel ties the
-signal lives as long as the launcher.
+The launcher has one thread, so the Python that runs between fork and exec finds no lock held, and the thread to whose death the kernel
+ties the signal lives as long as the launcher.
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ class _signals_blocked:  # noqa: N801 - reads as a statement
 
 
 def start_rank(
-    arguments: Sequence[str], environ: Mapping[str, str], stdio: tuple[int, int, int], inherited: Sequence[int], keeper: Keeper, files: tuple[int, int]
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    stdio: tuple[int, int, int],
+    inherited: Sequence[int],
+    keeper: Keeper,
+    files: tuple[int, int],
 ) -> int:
     """Start `arguments` with the given stdin, stdout, stderr and further descriptors; return its pid, which is also its process group.
 
@@ -112,9 +117,14 @@ def start_rank(
 
 
 def _become(
-    launcher: int, arguments: Sequence[str], environ: Mapping[str, str], stdio: tuple[int, int, int], inherited: Sequence[int], keeper: Keeper,
+    launcher: int,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    stdio: tuple[int, int, int],
+    inherited: Sequence[int],
+    keeper: Keeper,
     files: tuple[int, int],
-) -> None:  # fmt: skip
+) -> None:
     os.setsid()
     os.write(keeper.pipe, _PID.pack(os.getpid()))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

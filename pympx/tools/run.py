@@ -13,17 +13,21 @@ from ..launcher.job import Job
 _DETAILS = """\
 A PROG that ends in .py, or a module after -m, is run by this Python; any other PROG is executed as a command.
 
-exit code     0 when all ranks end with 0; else that of the first rank that failed, 128+N when signal N killed it, or the code that a rank gave
-              to Abort. When one rank fails the others get SIGTERM, and SIGKILL half a second later. 1 when a rank that had joined leaves with
-              0 but without finalizing (os._exit). 127 when PROG cannot be started, 2 when the command line is wrong.
-signals       Ctrl-C, SIGTERM, SIGHUP and SIGQUIT are forwarded to all ranks and their children; exit code 128+N (Ctrl-C: 130). Ranks that have
-              not ended after --grace seconds, or when the signal comes again, get SIGKILL. SIGUSR1, SIGUSR2 and Ctrl-Z are forwarded too.
-              If this launcher is killed, even by SIGKILL, the ranks and the children in their process groups are killed.
-input/output  stdin goes to rank 0, the others read end-of-file. stdout and stderr are forwarded as whole lines (a line of more than 1 MiB in
-              pieces). Python ranks run with PYTHONUNBUFFERED=1 unless that variable is set, so their lines come when they are printed.
-              What the ranks left running is ended once all ranks have ended and their output is closed, or a second later.
-environment   ranks get PMI_FD, PMI_RANK, PMI_SIZE (PMI-1), MPI_LOCALRANKID, MPI_LOCALNRANKS, and the job's secret key by an inherited
-              descriptor, never in arguments or environment. N may exceed the number of cores. The launcher opens no internet socket.
+exit code     0 when all ranks end with 0; else that of the first rank that failed, 128+N when signal N killed it, or
+              the code that a rank gave to Abort. When one rank fails the others get SIGTERM, and SIGKILL half a
+              second later. 1 when a rank that had joined leaves with 0 but without finalizing (os._exit). 127 when
+              PROG cannot be started, 2 when the command line is wrong.
+signals       Ctrl-C, SIGTERM, SIGHUP and SIGQUIT are forwarded to all ranks and their children; exit code 128+N
+              (Ctrl-C: 130). Ranks that have not ended after --grace seconds, or when the signal comes again, get
+              SIGKILL. SIGUSR1, SIGUSR2 and Ctrl-Z are forwarded too. If this launcher is killed, even by SIGKILL, the
+              ranks and the children in their process groups are killed.
+input/output  stdin goes to rank 0, the others read end-of-file. stdout and stderr are forwarded as whole lines (a
+              line of more than 1 MiB in pieces). Python ranks run with PYTHONUNBUFFERED=1 unless that variable is
+              set, so their lines come when they are printed. What the ranks left running is ended once all ranks have
+              ended and their output is closed, or a second later.
+environment   ranks get PMI_FD, PMI_RANK, PMI_SIZE (PMI-1), MPI_LOCALRANKID, MPI_LOCALNRANKS, and the job's secret key
+              by an inherited descriptor, never in arguments or environment. N may exceed the number of cores. The
+              launcher opens no internet socket.
 
 examples      python -m pympx run -n 4 heat.py --size 512
               PYMPX_TRANSPORT=tcp python -m pympx run -n 2 -m mypackage.solver
