@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping, MutableMapping
 
 from .base import Bootstrap, BootstrapError
 from .environment import socket_inode
 
-__all__ = ["Bootstrap", "BootstrapError", "detect", "join"]
+__all__ = ["Bootstrap", "BootstrapError", "detect", "join", "join_or_exit"]
 
 _WAYS = ("pmi1", "env", "single")
 _MARK = "PYMPX_BOOT"
@@ -122,3 +123,11 @@ def join(environ: MutableMapping[str, str] | None = None) -> Bootstrap:
         joined = Single()
     environ[_MARK] = mark
     return joined
+
+
+def join_or_exit() -> Bootstrap:
+    """Join, or end the program with exit code 1 and one line on stderr: what the runtime calls at its start."""
+    try:
+        return join()
+    except BootstrapError as error:
+        sys.exit(str(error))

@@ -57,7 +57,7 @@ class Pmi1Server:
             return
         if self._left:
             gone = ",".join(map(str, sorted(self._left)[:8]))
-            reply = f"cmd=barrier_out rc=-1 msg=rank_{gone}_has_left_the_job\n"
+            reply = f"cmd=barrier_out rc=-1 msg=rank_{gone}_left_the_job\n"
         elif len(self._waiting) == self._size:
             reply = "cmd=barrier_out rc=0\n"
         else:
