@@ -1,0 +1,1 @@
+"""What ``python -m pympx run`` is made of: starting ranks, serving PMI-1 to them, forwarding their output, ending them."""

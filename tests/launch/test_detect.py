@@ -1,0 +1,158 @@
+"""Which launcher is recognized, and that a rank never believes by mistake to be alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+import pytest
+from support import RUN, environment, execute, mpiexec
+
+from pympx.bootstrap import BootstrapError, detect
+
+HYDRA = {"PMI_RANK": "0", "PMI_SIZE": "2"}
+TORCH = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}
+SRUN = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"}
+
+JOIN = [sys.executable, "-c", "from pympx.bootstrap import join_or_exit; print(join_or_exit().name)"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"PMIX_NAMESPACE": "n", "PMIX_RANK": "0"}, "PMIx"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "Open MPI"),
+        (SRUN, "srun --mpi=pmi2"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+        (TORCH | {"RANK": "7"}, "RANK=7"),
+        (TORCH | {"RANK": "x"}, "RANK='x'"),
+        (TORCH | {"RANK": "-1"}, "RANK='-1'"),
+        (TORCH | {"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+        (TORCH | {"MASTER_PORT": "99999"}, "MASTER_PORT='99999'"),
+        (TORCH | {"MASTER_ADDR": ""}, "MASTER_ADDR"),
+        (TORCH | {"PYMPX_JOB_KEY_FILE": "/nonexistent/key"}, "PYMPX_JOB_KEY_FILE"),
+        ({"PMI_PORT": "127.0.0.1:1", "PMI_ID": "0"}, "PMI_PORT"),
+        ({"PMI_PORT": "nonsense", "PMI_ID": "0"}, "PMI_PORT"),
+        ({"PMI_FD": "abc"} | HYDRA, "PMI_FD='abc'"),
+        ({"PYMPX_BOOTSTRAP": "carrier-pigeon"}, "PYMPX_BOOTSTRAP='carrier-pigeon'"),
+        ({"PYMPX_BOOTSTRAP": "pmi1"}, "PMI-1"),
+        ({"PYMPX_BOOTSTRAP": "env"}, "RANK"),
+    ],
+)
+def test_unjoinable_launcher(settings: dict[str, str], said: str) -> None:
+    done = execute(JOIN, env=environment(**settings))
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode != 0 and done.stdout == b""
+    assert len(lines) == 1 and said in lines[0], lines
+    assert ":" in lines[0] and len(lines[0]) < 300
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"PMI_RANK": "abc"}, "PMI_RANK='abc'"), ({"PMI_RANK": "2"}, "PMI_RANK=2"), ({"PMI_SIZE": ""}, "PMI_SIZE=''")]
+)
+def test_bad_pmi_values(changed: dict[str, str], said: str) -> None:
+    with pytest.raises(BootstrapError) as caught:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            from pympx.bootstrap import join
+
+            join({"PMI_FD": str(theirs.fileno())} | HYDRA | changed)
+            theirs.detach()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pmi_fd_counts_only_as_a_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert detect({"PMI_FD": str(theirs.fileno())} | HYDRA | TORCH | SRUN) == "pmi1"
+        closed = os.dup(0)
+        os.close(closed)
+        assert detect({"PMI_FD": str(closed)} | HYDRA) == "single"
+        assert detect({"PMI_FD": str(closed)} | HYDRA | TORCH) == "env"
+        with open(os.devnull) as file:
+            assert detect({"PMI_FD": str(file.fileno())} | HYDRA) == "single"
+
+
+def test_order() -> None:
+    port = {"PMI_PORT": "127.0.0.1:1", "PMI_ID": "0"}
+    assert detect({}) == "single"
+    assert detect(port | TORCH) == "pmi1"
+    assert detect(TORCH | SRUN) == "env"
+    assert detect({"RANK": "0", "WORLD_SIZE": "1"}) == "env"
+    assert detect({"WORLD_SIZE": "8"}) == detect({"RANK": "3"}) == "single"
+    assert detect(port | TORCH | {"PYMPX_BOOTSTRAP": "single"}) == "single"
+    assert detect(port | TORCH | {"PYMPX_BOOTSTRAP": "env"}) == "env"
+    assert detect(SRUN | {"PYMPX_BOOTSTRAP": "single"}) == "single"
+    assert detect(SRUN | {"SLURM_NTASKS": "1"}) == "single"
+    assert detect(SRUN | {"SLURM_STEP_NUM_TASKS": "1"}) == "single"
+    assert detect(SRUN | {"SLURM_STEP_ID": str(0xFFFFFFFB)}) == "single"  # a batch script
+
+
+FAMILY = """
+    import multiprocessing, os, subprocess, sys
+    from pympx.bootstrap import join
+
+    def place(_):
+        job = join()
+        return f"{job.name} {job.rank}/{job.size}"
+
+    if __name__ == "__main__":
+        job = join()
+        # one write per line: Hydra tears what comes in pieces
+        program = "import os; from pympx.bootstrap import join; job = join(); os.write(1, f'{job.name} {job.rank}/{job.size}{chr(10)}'.encode())"
+        for closing in (True, False):
+            child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, close_fds=closing)
+            assert (child.returncode, child.stdout, child.stderr) == (0, "single 0/1\\n", ""), child
+        # a grandchild through a child that joined
+        nested = f"import subprocess, sys\\n{program}\\nsubprocess.run([sys.executable, '-c', {program!r}])"
+        child = subprocess.run([sys.executable, "-c", nested], capture_output=True, text=True)
+        assert (child.returncode, child.stdout, child.stderr) == (0, "single 0/1\\n" * 2, ""), child
+        for method in ("fork", "spawn"):
+            with multiprocessing.get_context(method).Pool(1) as pool:
+                assert pool.map(place, [0]) == ["single 0/1"]
+        # another launcher inside this rank makes a world of its own
+        for launcher in ([sys.executable, "-m", "pympx", "run"], [sys.argv[1]], [sys.argv[1], "-pmi-port"]):
+            inner = subprocess.run([*launcher, "-n", "2", sys.executable, "-c", program + "; job.allgather(b'x'); job.job_key(); job.finalize()"],
+                                   capture_output=True, text=True, timeout=20)
+            assert inner.returncode == 0 and inner.stderr == "", inner
+            assert sorted(inner.stdout.splitlines()) == ["pmi1 0/2", "pmi1 1/2"], inner
+        pid = os.fork()
+        if pid == 0:      # neither the end nor an exchange of a forked child may speak on its parent's connection
+            try:
+                job.allgather(b"")
+            except RuntimeError:
+                job.finalize()
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert job.allgather(b"%d" % job.rank) == [b"%d" % rank for rank in range(job.size)]
+        job.finalize()
+"""
+
+
+@pytest.mark.parametrize("launcher", ["run", "hydra", "hydra-port", "env"])
+def test_children_and_nested_launchers(launcher: str, script: Callable[[str], str]) -> None:
+    program = [sys.executable, script(FAMILY), mpiexec()]
+    if launcher == "env":
+        done = execute(program, env=environment(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1"), limit=60)
+    else:
+        command = {"run": [*RUN, "-n", "2"], "hydra": [mpiexec(), "-n", "2"], "hydra-port": [mpiexec(), "-pmi-port", "-n", "2"]}[launcher]
+        done = execute([*command, *program], limit=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_key_of_outer_launcher_is_not_taken(script: Callable[[str], str]) -> None:
+    """Hydra below a shell that ``pympx run`` started passes PYMPX_JOB_KEY_FD on; its ranks agree on a key of their own."""
+    program = script("""
+        import hashlib, os
+        from pympx.bootstrap import join
+        job = join()
+        os.write(1, f"{job.size} {hashlib.sha256(job.job_key()).hexdigest()}\\n".encode())   # one write: Hydra tears pieces
+        job.finalize()
+    """)
+    done = execute([*RUN, "-n", "1", "sh", "-c", f"{mpiexec()} -n 2 {sys.executable} {program}"])
+    lines = done.stdout.decode().splitlines()
+    assert (done.returncode, done.stderr, len(lines)) == (0, b"", 2)
+    assert lines[0] == lines[1] and lines[0].startswith("2 ")
