@@ -15,5 +15,6 @@ cdef struct Message:
 
 cdef int decode(object buf, Message *m, bint writable) except -1
 cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks)
+cdef void empty(Message *m) noexcept
 cdef void release(Message *m) noexcept
 cdef object IN_PLACE

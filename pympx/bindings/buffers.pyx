@@ -21,6 +21,14 @@ def register(decode_exotic, in_place):
     IN_PLACE = in_place
 
 
+cdef void empty(Message *m) noexcept:
+    m.has_view = False
+    m.owner = NULL
+    m.address = NULL
+    m.count = m.nbytes = 0
+    m.datatype = <PyObject *>BYTE
+
+
 cdef void release(Message *m) noexcept:
     if m.has_view:
         m.has_view = False
@@ -43,8 +51,8 @@ cdef int explain(object buf, bint writable) except -1:
                       "pass a contiguous copy (numpy.ascontiguousarray)")
 
 
-cdef int take_memory(object buf, Message *m, bint writable, Datatype *found) except -1:
-    """Get hold of the memory: address, nbytes, and the datatype of its items (None: bytes)."""
+cdef Datatype take_memory(object buf, Message *m, bint writable):
+    """Get hold of the memory: address and nbytes; return the datatype of its items, None for bytes."""
     cdef int flags = PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT
     if writable:
         flags |= PyBUF_WRITABLE
@@ -58,29 +66,23 @@ cdef int take_memory(object buf, Message *m, bint writable, Datatype *found) exc
             m.has_view = True
             m.address = m.view.buf
             m.nbytes = m.view.len
-            found[0] = datatype_of_format(m.view.format, m.view.itemsize)
-            return 0
+            return datatype_of_format(m.view.format, m.view.itemsize)
     address, nbytes, code, owner = exotic(buf, writable)
     m.address = <void *><size_t>address
     m.nbytes = nbytes
     Py_INCREF(owner)
     m.owner = <PyObject *>owner
-    found[0] = datatype_from(code) if code is not None else None
-    return 0
+    return datatype_from(code) if code is not None else None
 
 
 cdef int decode(object buf, Message *m, bint writable) except -1:
     cdef Datatype found = None
-    m.has_view = False
-    m.owner = NULL
-    m.address = NULL
-    m.count = m.nbytes = 0
-    m.datatype = <PyObject *>BYTE
+    empty(m)
     if buf is None:
         return 0
     if type(buf) is list or type(buf) is tuple:
         return decode_sequence(buf, m, writable)
-    take_memory(buf, m, writable, &found)
+    found = take_memory(buf, m, writable)
     if found is None:
         found = BYTE
     m.datatype = <PyObject *>found
@@ -109,13 +111,16 @@ cdef tuple split(object spec):
     raise ValueError(f"message: expecting [buffer, count, displacement, datatype] with 2 to 4 items, got {n}")
 
 
-cdef int begin_sequence(object buffer, object datatype, Message *m, bint writable, Datatype *kind) except -1:
+cdef Datatype begin_sequence(object buffer, object datatype, Message *m, bint writable):
     cdef Datatype found = None
     if buffer is not None:
-        take_memory(buffer, m, writable, &found)
-    kind[0] = datatype_from(datatype) if datatype is not None else (found if found is not None else BYTE)
-    m.datatype = <PyObject *>kind[0]
-    return 0
+        found = take_memory(buffer, m, writable)
+    if datatype is not None:
+        found = datatype_from(datatype)
+    elif found is None:
+        found = BYTE
+    m.datatype = <PyObject *>found
+    return found
 
 
 cdef int decode_sequence(object spec, Message *m, bint writable) except -1:
@@ -123,7 +128,7 @@ cdef int decode_sequence(object spec, Message *m, bint writable) except -1:
     cdef int64_t available, displacement, count
     buffer, count_part, displacement_part, datatype = split(spec)
     try:
-        begin_sequence(buffer, datatype, m, writable, &kind)
+        kind = begin_sequence(buffer, datatype, m, writable)
         available = m.nbytes
         displacement = index_or_none(displacement_part) or 0
         if displacement < 0:
@@ -154,15 +159,11 @@ cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks):
     cdef Datatype kind = None
     cdef int64_t size
     cdef object buffer = buf, counts = None, displacements = None, datatype = None
-    m.has_view = False
-    m.owner = NULL
-    m.address = NULL
-    m.count = m.nbytes = 0
-    m.datatype = <PyObject *>BYTE
+    empty(m)
     if type(buf) is list or type(buf) is tuple:
         buffer, counts, displacements, datatype = split(buf)
     try:
-        begin_sequence(buffer, datatype, m, writable, &kind)
+        kind = begin_sequence(buffer, datatype, m, writable)
         size = kind.size
         if counts is None:
             items = m.nbytes // size

@@ -27,6 +27,16 @@ cdef class Comm:
     cdef int run(self, CachedSchedule s, const void *send, void *receive, Reduction reduction, object keep, str what) except -1
     cdef CachedSchedule schedule(self, tuple key)
     cdef int check_root(self, int root) except -1
+    cdef int send_buffer(self, object buf, int dest, int tag, SendMode mode) except -1
+    cdef Request isend_buffer(self, object buf, int dest, int tag, SendMode mode, str what)
+    cdef int send_copy(self, bytes copy, int dest, int tag) except -1
+    cdef Request nothing(self)
+    cdef int source_of(self, int source, int tag) except -3
+    cdef Request start_receive(self, Request r, int source, int tag, bint allocate, str what)
+    cdef Request isend_object(self, object obj, int dest, int tag, SendMode mode, str what)
+    cdef int same_size(self, Message *send, Message *receive, str what) except -1
+    cdef int64_t block_of(self, Message *whole, str what) except -1
+    cdef int same_block(self, int64_t block, int64_t nbytes, str what) except -1
 
 cdef class CachedSchedule:
     cdef object words

@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
 
 from . cimport runtime
-from .buffers cimport IN_PLACE, Message, decode, decode_blocks, release
+from .buffers cimport IN_PLACE, Message, decode, decode_blocks, empty, release
 from .datatype cimport Datatype
 from .engine cimport Binding, Error, Schedule, SendMode, Wait
 from .engine cimport Request as EngineRequest
@@ -216,6 +216,7 @@ cdef class Comm:
     cdef Request start_send(self, Request r, const void *buffer, int64_t n, int dest, int tag, SendMode mode, str what):
         self.check()
         r.comm = self
+        r.inverse = self.inverse
         r.what = what
         if dest == PROC_NULL:
             r.state = NOBODY
@@ -351,6 +352,7 @@ cdef class Comm:
     cdef Request start_receive(self, Request r, int source, int tag, bint allocate, str what):
         cdef int world
         r.comm = self
+        r.inverse = self.inverse
         r.what = what
         if source == PROC_NULL:
             self.check()
@@ -746,7 +748,7 @@ cdef class Comm:
             fail(ERR_BUFFER, "Gatherv: IN_PLACE is for the root")
         decode(None if in_place else sendbuf, &s, False)
         try:
-            r.has_view, r.owner, r.address = False, NULL, NULL
+            empty(&r)
             if self.rank_ == root:
                 counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
             try:
@@ -769,7 +771,7 @@ cdef class Comm:
             fail(ERR_BUFFER, "Scatterv: IN_PLACE is for the root")
         decode(None if in_place else recvbuf, &r, True)
         try:
-            s.has_view, s.owner, s.address = False, NULL, NULL
+            empty(&s)
             if self.rank_ == root:
                 counts, displacements = decode_blocks(sendbuf, &s, False, self.size_)
             try:
@@ -809,7 +811,7 @@ cdef class Comm:
         self.check()
         counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
         try:
-            s.has_view, s.owner, s.address = False, NULL, NULL
+            empty(&s)
             if not in_place:
                 send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
             try:

@@ -8,6 +8,7 @@ cdef class Datatype:
     cdef readonly str typechar       # struct/NumPy character, "" if none
     cdef readonly int handle
     cdef ElementType element
+    cdef int copy(self, Datatype other) except -1
 
 cdef Datatype datatype_of_format(const char *format, int64_t itemsize)
 cdef Datatype datatype_from(object spec)

@@ -27,9 +27,10 @@ cdef class Datatype:
         by_handle[handle] = self
         return self
 
-    cdef copy(self, Datatype other):
+    cdef int copy(self, Datatype other) except -1:
         self.name, self.size, self.typechar, self.handle, self.element = (
             other.name, other.size, other.typechar, other.handle, other.element)
+        return 0
 
     def __eq__(self, other):
         if not isinstance(other, Datatype):

@@ -74,7 +74,8 @@ cdef Reduction reduction_of(object op, Datatype datatype):
         if r is not None:
             return r
     r = Reduction()
-    r.op, r.datatype, r.native = o, datatype, NULL
+    r.op, r.datatype = o, datatype
+    r.native = NULL
     if o.handle < 64:
         r.native = reduce_function(o.code, datatype.element)
         if r.native == NULL:

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 
 from .buffers cimport Message
 from .engine cimport Request as EngineRequest
@@ -15,13 +15,15 @@ cdef class Request:
     cdef bint is_object              # a receive of a pickled object
     cdef Message message
     cdef object keep                 # what else must live until the end: payload, schedule, reduction
-    cdef object comm                 # translates ranks; None for nobody
+    cdef object comm                 # owner of `inverse`
+    cdef const int32_t *inverse      # world rank -> rank; NULL: the same
     cdef Request companion           # the send of an Isendrecv
     cdef str what
     cdef object persistent           # callable that starts it again
     cdef bint is_done(self) except -1
     cdef int poll(self) except -1
     cdef object finish(self, object status)
+    cdef int source(self) noexcept
 
 cdef Request new_request(object cls)
 cdef int orphan(EngineRequest *handle, Message *message, object keep, bint buffered) except -1

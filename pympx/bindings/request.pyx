@@ -106,6 +106,7 @@ cdef class Request:
 
     def __cinit__(self, Request request=None):
         self.handle = NULL
+        self.inverse = NULL
         self.state = NULL_REQUEST
         self.message.has_view = False
         self.message.owner = NULL
@@ -114,7 +115,9 @@ cdef class Request:
             self.companion = request.companion
             self.keep = request
             self.persistent = request.persistent
-            self.state, self.handle, self.comm, self.what = request.state, request.handle, request.comm, request.what
+            self.state, self.comm, self.what = request.state, request.comm, request.what
+            self.handle = request.handle
+            self.inverse = request.inverse
 
     def __dealloc__(self):
         if self.state == ACTIVE and runtime.engine != NULL and not isinstance(self.keep, Request):
@@ -167,9 +170,9 @@ cdef class Request:
         if before == NOBODY:
             fill_empty(status, PROC_NULL)
             return None
-        self.handle = NULL
         try:
-            source = self.comm.rank_of(handle.status.source) if self.comm is not None else handle.status.source
+            source = self.source()
+            self.handle = NULL
             fill_status(status, &handle.status, source)
             if handle.status.error != Error.kNone:
                 if self.is_object and handle.status.error != Error.kNoMemory:
@@ -182,6 +185,11 @@ cdef class Request:
             if self.persistent is None:
                 self.keep = None
         return loads(result) if result is not None else None
+
+    cdef int source(self) noexcept:
+        """Rank of the peer of a done request in its communicator."""
+        cdef int world = self.handle.status.source
+        return self.inverse[world] if world >= 0 and self.inverse != NULL else world
 
     def Wait(self, status=None):
         """Wait for completion; return True. Raises what went wrong with the operation."""
@@ -222,7 +230,7 @@ cdef class Request:
         if not self.is_done():
             return False
         if self.state == ACTIVE:
-            fill_status(status, &self.handle.status, self.comm.rank_of(self.handle.status.source) if self.comm is not None else -1)
+            fill_status(status, &self.handle.status, self.source())
         else:
             fill_empty(status, PROC_NULL if self.state == NOBODY else ANY_SOURCE)
         return True
@@ -475,7 +483,9 @@ def make_persistent(Request request, starter):
 
 def adopt(Request request, Request operation):
     """Let `request` stand for the operation that `operation` holds, which becomes REQUEST_NULL."""
-    request.handle, operation.handle = operation.handle, NULL
+    request.handle = operation.handle
+    request.inverse = operation.inverse
+    operation.handle = NULL
     request.state, operation.state = operation.state, NULL_REQUEST
     request.message = operation.message
     operation.message.has_view = False

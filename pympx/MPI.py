@@ -1,0 +1,13 @@
+"""The names that users of mpi4py know: ``from pympx import MPI``."""
+
+from .api import startup as _startup  # noqa: F401
+from .api.comm import COMM_NULL, COMM_SELF, COMM_WORLD, Comm, Intracomm  # noqa: F401
+from .api.constants import *  # noqa: F403
+from .api.environment import *  # noqa: F403
+from .api.errors import Exception  # noqa: F401
+from .api.group import GROUP_EMPTY, GROUP_NULL, Group  # noqa: F401
+from .api.memory import *  # noqa: F403
+from .api.request import REQUEST_NULL, Grequest, Prequest, Request  # noqa: F401
+from .bindings.status import Status  # noqa: F401
+from .api import datatype as _d, op as _o
+globals().update(_d.PREDEFINED); globals().update(_o.PREDEFINED)
