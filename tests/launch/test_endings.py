@@ -366,3 +366,27 @@ print(len(held - expected), resource.getrlimit(resource.RLIMIT_NOFILE), int(stat
 def test_hydra_hears_of_an_abort() -> None:
     done = execute([mpiexec(), "-n", "2", sys.executable, "-c", f"{JOINED}job.rank == 1 and job.abort(7, 'no more'); time.sleep(60)"])
     assert done.returncode == 7 and b"no more\n" in done.stderr
+
+
+def test_ctrl_c_during_an_exchange_ends_quietly(tmp_path: Path) -> None:
+    """Interrupted while it waits for others, a rank can still leave in order."""
+    program = """
+import os, sys, time
+from pympx.bootstrap import join
+job = join()
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+try:
+    if job.rank == 0:
+        time.sleep(60)
+    job.barrier()
+except KeyboardInterrupt:
+    pass
+job.finalize()
+print("left")
+"""
+    with started([*RUN, "-n", "2", sys.executable, "-c", program, str(tmp_path / "pids")], tmp_path / "pids", 2) as (job, pids):
+        assert eventually(lambda: all("S" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3] for pid in pids), 10)
+        job.send_signal(signal.SIGINT)
+        assert job.communicate(timeout=15) == (b"left\n" * 2, b"")
+        assert job.returncode == 130

@@ -119,6 +119,15 @@ def test_mangled_answers_never_hang_or_surprise(data: st.DataObject) -> None:
             assert len(blobs) == 2
 
 
+def test_finalize_passes_over_a_late_reply() -> None:
+    lines = [*GREETING, b"cmd=barrier_out rc=0\n", b"cmd=finalize_ack rc=0\n"]
+    with server_that_says(b"".join(lines)) as environ:
+        job = Pmi1(environ)
+        job.finalize()
+        with pytest.raises(BootstrapError, match="already left"):
+            job.barrier()
+
+
 def test_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pmi1, "HANDSHAKE_TIMEOUT", 0.2)
     ours, theirs = socket.socketpair()
