@@ -57,6 +57,8 @@ VARIABLES = {
         Variable("PYMPX_SPIN", _seconds, "", "seconds of polling before a wait sleeps; empty: 50e-6, less when ranks outnumber cores"),
         Variable("PYMPX_TCP_INTERFACES", str, "", "tcp: interfaces or networks (eth0,10.0.0.0/8) to use, in order of preference"),
         Variable("PYMPX_TCP_PORTS", str, "", "tcp: ports to listen on, a-b; empty: any"),
+        Variable("PYMPX_PORT", int, "", "bootstrap env: port of rank 0; empty: MASTER_PORT, plus one under torchrun"),
+        Variable("PYMPX_JOIN_TIMEOUT", int, "60", "bootstrap env: whole seconds that all ranks have to come together"),
         Variable("PYMPX_JOB_KEY_FILE", str, "", "file that holds the job's secret, for launchers without a private channel"),
     )
 }

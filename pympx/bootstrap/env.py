@@ -172,17 +172,17 @@ class Env(Bootstrap):
             if not data:
                 return True
             guest.heard += data
+            if guest.hello == b"" and guest.heard[: len(_MAGIC)] != _MAGIC[: len(guest.heard)]:
+                return True
             if len(guest.heard) < guest.wanted:
                 return False
             if guest.hello == b"":
-                magic, guest.rank, guest.size, nonce = _HELLO.unpack(guest.heard)
-                if magic != _MAGIC:
-                    return True
-                guest.nonce = secrets.token_bytes(16)
-                guest.hello = bytes(guest.heard) + guest.nonce
+                _, guest.rank, guest.size, _ = _HELLO.unpack(guest.heard)
+                nonce = secrets.token_bytes(16)
+                guest.hello = bytes(guest.heard) + nonce
                 guest.heard.clear()
                 guest.wanted = _PROOF.size
-                guest.connection.sendall(_ANSWER.pack(guest.nonce, self._proof(b"root", guest.hello)))
+                guest.connection.sendall(_ANSWER.pack(nonce, self._proof(b"root", guest.hello)))
                 return False
             if not hmac.compare_digest(bytes(guest.heard), self._proof(b"rank", guest.hello)):
                 return True
@@ -306,7 +306,6 @@ class _Guest:
         self.heard = bytearray()
         self.wanted = _HELLO.size
         self.hello = b""
-        self.nonce = b""
         self.rank = -1
         self.size = 0
 

@@ -101,7 +101,7 @@ class Pmi1(Bootstrap):
         except OSError as error:
             raise _gone(error) from None
 
-    def _reply(self, expected: str) -> dict[str, str]:
+    def _line(self) -> bytes:
         while (line := self._reader.next_line()) is None:
             self._wait_readable()
             try:
@@ -111,6 +111,10 @@ class Pmi1(Bootstrap):
             if not data:
                 raise _gone(None)
             self._reader.feed(data)
+        return line
+
+    def _reply(self, expected: str) -> dict[str, str]:
+        line = self._line()
         words = wire.parse(line)
         if words["cmd"] != expected:
             raise BootstrapError(f"PMI: expected {expected}, the launcher sent {wire.shown(line)}")
@@ -223,7 +227,9 @@ class Pmi1(Bootstrap):
         if self._fd < 0 or os.getpid() != self._pid or _mpi_owns_connection():
             return
         try:
-            self._request("cmd=finalize", "finalize_ack")
+            self._send("cmd=finalize\n")
+            while wire.parse(self._line())["cmd"] != "finalize_ack":
+                pass  # the late reply to a request that Ctrl-C interrupted
         finally:
             self._close()
 

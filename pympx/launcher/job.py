@@ -7,6 +7,7 @@ cannot be given to a stranger whom a late signal would hit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import secrets
@@ -87,7 +88,8 @@ class Job:
             if sink.error is not None and self._code == 0:
                 self._code, self._message = 1, f"output was lost: {sink.error.strerror}"
         if self._message:
-            os.write(2, f"pympx run: {self._message}\n".encode())
+            with contextlib.suppress(OSError):  # nobody may be left to read it
+                os.write(2, f"pympx run: {self._message}\n".encode())
         return self._code
 
     # ---- start ----
@@ -282,10 +284,8 @@ class Job:
 
     def _signal_ranks(self, number: int) -> None:
         for rank in self._ranks:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(rank.pid, number)
-            except ProcessLookupError:
-                pass
 
 
 def _drop_own_place(environ: Mapping[str, str]) -> None:

@@ -101,7 +101,9 @@ FAMILY = """
     if __name__ == "__main__":
         job = join()
         # one write per line: Hydra tears what comes in pieces
-        program = "import os; from pympx.bootstrap import join; job = join(); os.write(1, f'{job.name} {job.rank}/{job.size}{chr(10)}'.encode())"
+        program = ("import os; from pympx.bootstrap import join; job = join(); "
+                   "os.write(1, f'{job.name} {job.rank}/{job.size}{chr(10)}'.encode())")
+        leaving = program + "; job.allgather(b'x'); job.job_key(); job.finalize()"
         for closing in (True, False):
             child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, close_fds=closing)
             assert (child.returncode, child.stdout, child.stderr) == (0, "single 0/1\\n", ""), child
@@ -114,8 +116,7 @@ FAMILY = """
                 assert pool.map(place, [0]) == ["single 0/1"]
         # another launcher inside this rank makes a world of its own
         for launcher in ([sys.executable, "-m", "pympx", "run"], [sys.argv[1]], [sys.argv[1], "-pmi-port"]):
-            inner = subprocess.run([*launcher, "-n", "2", sys.executable, "-c", program + "; job.allgather(b'x'); job.job_key(); job.finalize()"],
-                                   capture_output=True, text=True, timeout=20)
+            inner = subprocess.run([*launcher, "-n", "2", sys.executable, "-c", leaving], capture_output=True, text=True, timeout=20)
             assert inner.returncode == 0 and inner.stderr == "", inner
             assert sorted(inner.stdout.splitlines()) == ["pmi1 0/2", "pmi1 1/2"], inner
         pid = os.fork()

@@ -48,7 +48,7 @@ def check(lines: list[str], way: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", range(1, 6))
-@pytest.mark.parametrize("launcher", ["run", "hydra", "hydra-port", "env", "env-key-file"])
+@pytest.mark.parametrize("launcher", ["run", "hydra", "hydra-port", "gforker", "env", "env-key-file"])
 def test_exchange(launcher: str, size: int, script: Callable[[str], str], tmp_path: Path) -> None:
     program = script(PROGRAM)
     if launcher.startswith("env"):
@@ -62,8 +62,8 @@ def test_exchange(launcher: str, size: int, script: Callable[[str], str], tmp_pa
         assert [(code, err) for code, _, err in results] == [(0, "")] * size
         check([out for _, out, _ in results], "env", size)
         return
-    command = {"run": [*RUN, "-n"], "hydra": [mpiexec(), "-n"], "hydra-port": [mpiexec(), "-pmi-port", "-n"]}[launcher]
-    done = execute([*command, str(size), sys.executable, program])
+    commands = {"run": RUN, "hydra": [mpiexec()], "hydra-port": [mpiexec(), "-pmi-port"], "gforker": [mpiexec() + ".gforker"]}
+    done = execute([*commands[launcher], "-n", str(size), sys.executable, program])
     assert (done.returncode, done.stderr) == (0, b"")
     check(done.stdout.decode().splitlines(), "pmi1", size)
 

@@ -36,7 +36,12 @@ def test_lines_are_whole_and_in_order() -> None:
     print("seed", seed)
     # both streams into one pipe: the hardest case
     done = subprocess.run(
-        [*RUN, "-n", "4", *PYTHON, WRITER, str(seed)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False
+        [*RUN, "-n", "4", *PYTHON, WRITER, str(seed)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0
     seen: dict[bytes, set[int]] = collections.defaultdict(set)
@@ -142,7 +147,8 @@ def test_reader_that_goes_ends_the_job() -> None:
 
 def test_lost_output_is_reported() -> None:
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*RUN, "-n", "1", "echo", "x"], env=environment(), stdout=full, stderr=subprocess.PIPE, timeout=20, check=False)
+        command = [*RUN, "-n", "1", "echo", "x"]
+        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE, timeout=20, check=False)
     assert (done.returncode, done.stderr) == (1, b"pympx run: output was lost: No space left on device\n")
 
 
