@@ -1,9 +1,10 @@
 """Proof that every message arrived as it was sent, bit by bit.
 
-Iterative methods forgive: a wrong halo or a wrong search direction is worked off by later iterations, and the answer still verifies. So the apps also
-audit their messages. Point-to-point and personalised data: sender and receiver each keep a running CRC-32 per peer and compare at the end (a CRC-32
-finds every single flipped bit, and position matters). Replicated data: all ranks must hold the same CRC. Sums: each vector is reduced together with
-its negative; rounding is symmetric, so the two results are exact opposites unless something changed on the way, whatever rank it happened on.
+Iterative methods forgive: a wrong halo or a wrong search direction is worked off by later iterations, and the answer still
+verifies. So the apps also audit their messages. Point-to-point and personalised data: sender and receiver each keep a running
+CRC-32 per peer and compare at the end (a CRC-32 finds every single flipped bit, and position matters). Replicated data: all
+ranks must hold the same CRC. Sums: each vector is reduced together with its negative; rounding is symmetric, so the two results
+are exact opposites unless something changed on the way, whatever rank it happened on.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pympx import MPI
 
 from apps.common.volume import Volume
+from pympx import MPI
 
 
 class CorruptedError(RuntimeError):
-    """A message is wrong in a way that leaves no sane way to go on (a count, not a value)."""
+    """A message is wrong in a way that leaves no sane way to go on (a count, not a value). Raised on all ranks or none."""
 
 
 class Audit:
@@ -35,15 +36,15 @@ class Audit:
 
     def sent(self, peer: int, data: NDArray[Any]) -> None:
         """Book contiguous `data` as sent to `peer`, in the order of sending."""
-        self._sent[peer] = zlib.crc32(data, self._sent.get(peer, 0))
+        self._sent[peer] = zlib.crc32(data.data, self._sent.get(peer, 0))
 
     def received(self, peer: int, data: NDArray[Any]) -> None:
         """Book contiguous `data` as received from `peer`, in the order of receiving."""
-        self._received[peer] = zlib.crc32(data, self._received.get(peer, 0))
+        self._received[peer] = zlib.crc32(data.data, self._received.get(peer, 0))
 
     def replicated(self, data: NDArray[Any]) -> None:
         """Book contiguous `data` that every rank must hold with the same bits."""
-        self._replicated = zlib.crc32(data, self._replicated)
+        self._replicated = zlib.crc32(data.data, self._replicated)
 
     def fault(self, text: str) -> None:
         """Book something that this rank saw and that cannot be true."""

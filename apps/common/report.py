@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pympx
-from pympx import MPI
-
 from apps.common.volume import Volume
+from pympx import MPI
 
 Counters = dict[str, dict[str, int]]
 
 
 def _difference(after: Counters, before: Counters) -> Counters:
-    return {
-        name: {key: value - before.get(name, {}).get(key, 0) for key, value in counts.items()}
-        for name, counts in after.items()
-    }
+    return {name: {key: value - before.get(name, {}).get(key, 0) for key, value in counts.items()} for name, counts in after.items()}
 
 
 def _total(parts: list[dict[str, int]]) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Payload bytes that a program's calls must move between ranks, computed from the calls alone.
 
-Point-to-point is exact. What a collective moves depends on its algorithm; these are the ones counted here:
-Allreduce by recursive doubling (ranks beyond the largest power of two hand their vector to a partner first and get the result back), Allgather(v) by
-ring, Alltoall(v) pairwise, Bcast and Reduce by binomial tree. Every function returns what *one* rank sends, in bytes; the sum over ranks is the
-volume of the job. A rank's messages to itself never count.
+Point-to-point is exact. What a collective moves depends on its algorithm; these are the ones counted here: Allreduce by
+recursive doubling (ranks beyond the largest power of two hand their vector to a partner first and get the result back),
+Allgather(v) by ring, Alltoall(v) pairwise, Bcast and Reduce by binomial tree. Every function returns what *one* rank sends, in
+bytes; the sum over ranks is the volume of the job. A rank's messages to itself never count.
 """
 
 from __future__ import annotations

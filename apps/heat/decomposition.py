@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pympx import MPI
-
 from apps.common.blocks import block
+from pympx import MPI
 
 
 def process_grid(ranks: int) -> tuple[int, int]:

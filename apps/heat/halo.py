@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pympx import MPI
 
 from apps.common.audit import Audit
 from apps.common.volume import Volume
 from apps.heat.decomposition import Decomposition
+from pympx import MPI
 
 Array = NDArray[np.float64]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pympx import MPI
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # after the installed packages, so that the source tree never hides them
@@ -43,7 +44,7 @@ class Progress:
     def __init__(self, rank: int, total: int) -> None:
         self._bar = None
         if rank == 0 and sys.stderr.isatty():
-            from tqdm import tqdm
+            from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
             self._bar = tqdm(total=total, unit="it", desc="heat")
 
@@ -59,9 +60,7 @@ class Progress:
             self._bar.close()
 
 
-def iterate(
-    blocks: Decomposition, halo: Halo, audit: Audit, progress: Progress, options: argparse.Namespace
-) -> tuple[Array, int, float]:
+def iterate(blocks: Decomposition, halo: Halo, audit: Audit, progress: Progress, options: argparse.Namespace) -> tuple[Array, int, float]:
     """Iterate from zero until the residual is below the tolerance; return the block without halo, the iterations, the residual."""
     rows, columns = blocks.shape
     old = np.zeros((rows + 2, columns + 2))

@@ -1,7 +1,7 @@
 """Problem sizes and published answers of NPB 3.3 for EP, CG and IS, classes S, W and A.
 
-Values are those of the NPB sources; EP's count of accepted pairs and CG's count of non-zeros are not published there: they are exact integers that follow
-from the definition, kept here because they make verification sharper.
+Values are those of the NPB sources. EP's count of accepted pairs and CG's count of non-zeros are not published there: they are
+exact integers that follow from the definition, kept here because they make verification sharper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ class EpProblem:
 
 @dataclass(frozen=True)
 class CgProblem:
-    """Order `n`, `nonzer` entries per generating vector, `iterations` of inverse power iteration; zeta, relative tolerance 1e-10; non-zeros, exact."""
+    """Order `n`, `nonzer` entries per generating vector, `iterations` of inverse power iteration.
+
+    zeta has a relative tolerance of 1e-10; the count of non-zeros is exact.
+    """
 
     n: int
     nonzer: int
@@ -33,7 +36,7 @@ class CgProblem:
 
 @dataclass(frozen=True)
 class IsProblem:
-    """2^`log_keys` keys below 2^`log_max_key`, sorted into 2^`log_buckets` buckets; the ranks of five keys at each of ten iterations, exact.
+    """2^`log_keys` keys below 2^`log_max_key` in 2^`log_buckets` buckets; the ranks of five keys at each of ten iterations, exact.
 
     At iteration t the expected rank of test key i is `ranks[i]` + t + `rise` for i < `rising`, else `ranks[i]` - t - `fall`.
     """

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pympx import MPI
 
 from apps.common.blocks import block, block_sizes
 from apps.npb.answers import CG, CgProblem
 from apps.npb.matrix import Rows, make_rows
 from apps.npb.outcome import Job, Outcome
+from pympx import MPI
 
 PROBLEMS = CG
 _INNER = 25

@@ -1,4 +1,7 @@
-"""EP, embarrassingly parallel: Gaussian deviates by the polar method from 2^m pairs of uniform numbers; batches of pairs are dealt out to ranks."""
+"""EP, embarrassingly parallel: Gaussian deviates by the polar method from 2^m pairs of uniform numbers.
+
+Batches of 2^16 pairs are dealt out to ranks in blocks; one Allreduce at the end adds up sums and counts.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,19 @@
-"""IS: ranking of integer keys. Keys go to the rank that owns their bucket (Alltoallv), owners count; repeated ten times with two keys changed each time."""
+"""IS: ranking of integer keys.
+
+Keys go to the rank that owns their bucket (Alltoallv), owners count; repeated ten times with two keys changed each time.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pympx import MPI
 
 from apps.common.audit import CorruptedError
 from apps.common.blocks import block
 from apps.npb.answers import IS, IsProblem
 from apps.npb.outcome import Job, Outcome
 from apps.npb.random46 import Stream
+from pympx import MPI
 
 PROBLEMS = IS
 _SEED = 314159265
@@ -83,7 +86,7 @@ class _Ranker:
         return passed
 
     def _exchange(self, destination: NDArray[np.uint16]) -> None:
-        """Send every key to its `destination`."""
+        """Send every key to its `destination`. Raises audit.CorruptedError on all ranks when any rank's counts arrive damaged."""
         job = self._job
         outgoing = self._keys[np.argsort(destination, kind="stable")]  # a radix sort for 16-bit integers
         send_counts = np.bincount(destination, minlength=job.size)
@@ -92,8 +95,10 @@ class _Ranker:
         job.comm.Alltoall(announced, expected)
         job.volume.alltoallv([announced[0].nbytes] * job.size)
         receive_counts = expected[:, 0]
-        if not np.array_equal(receive_counts, -expected[:, 1]):
-            raise CorruptedError(f"rank {job.rank} received counts of keys whose negatives do not match: {expected.tolist()}")
+        damaged = not np.array_equal(receive_counts, -expected[:, 1])
+        (damaged_ranks,) = job.audit.allreduce_sum(np.array([damaged], dtype=np.int64))
+        if damaged_ranks:
+            raise CorruptedError(f"{damaged_ranks} ranks received counts of keys whose negatives do not match")
         send_places = np.cumsum(send_counts) - send_counts
         receive_places = np.cumsum(receive_counts) - receive_counts
         self.received = np.empty(int(receive_counts.sum()), dtype=np.int32)
@@ -107,7 +112,7 @@ class _Ranker:
             job.audit.received(peer, self.received[receive_places[peer] : receive_places[peer] + receive_counts[peer]])
 
     def fully_sorted(self) -> bool:
-        """Collective: tell whether the ranks counted here are those of the sorted keys, the ranks' keys follow each other, and none is missing."""
+        """Collective: tell whether counted ranks are those of sorted keys, blocks of keys follow each other, and no key is missing."""
         job = self._job
         keys = np.sort(self.received).astype(np.int64)
         good = True
@@ -126,7 +131,7 @@ class _Ranker:
 
 
 def run(job: Job, problem: IsProblem) -> Outcome:
-    """Run IS on all ranks. Raises audit.CorruptedError when counts of keys arrive damaged."""
+    """Run IS on all ranks. Raises audit.CorruptedError on all of them when counts of keys arrive damaged."""
     ranker = _Ranker(job, problem)
     ranker.rank_keys(1)  # NPB's untimed iteration
     job.volume.sent.clear()  # what the set-up moved is outside the counters' window

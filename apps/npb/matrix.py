@@ -18,8 +18,8 @@ _PIECE = 1 << 17
 def _generating_vectors(problem: CgProblem) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return positions and values, n x (nonzer + 1), of the sparse vectors whose weighted outer products make up the matrix.
 
-    Vector i holds `nonzer` random values at random distinct positions, and 0.5 at position i. Where i is among the random positions its value is replaced,
-    and the last column is a zero at position i, which adds nothing.
+    Vector i holds `nonzer` random values at random distinct positions, and 0.5 at position i. Where i is among the random
+    positions its value is replaced, and the last column is a zero at position i, which adds nothing.
     """
     n, nonzer = problem.n, problem.nonzer
     span = 1 << (n - 1).bit_length()  # smallest power of two >= n
@@ -68,7 +68,7 @@ class Rows:
 
 
 def make_rows(problem: CgProblem, start: int, stop: int) -> Rows:
-    """Return rows [start, stop) of the matrix of `problem`. Every rank draws all vectors and keeps what falls into its rows, as NPB does."""
+    """Return rows [start, stop) of the matrix. Every rank draws all vectors and keeps what falls into its rows, as NPB does."""
     n = problem.n
     positions, values = _generating_vectors(problem)
     weights = np.empty(n)

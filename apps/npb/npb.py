@@ -50,8 +50,8 @@ def main(argv: list[str], comm: MPI.Intracomm = MPI.COMM_WORLD) -> int:
             print(f"npb {name}: {error}", file=sys.stderr)
         return 2
     except CorruptedError as error:
-        print(f"{name} class {options.npb_class}: {error}\nverification UNSUCCESSFUL", flush=True)
-        comm.Abort(1)
+        if rank == 0:
+            print(f"NPB {name} class {options.npb_class}: {error}\nverification UNSUCCESSFUL", flush=True)
         return 1
     findings = audit.findings()
     verified = outcome.correct and not findings

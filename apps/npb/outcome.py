@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pympx import MPI
-
 from apps.common.audit import Audit
 from apps.common.report import Traffic
 from apps.common.volume import Volume
+from pympx import MPI
 
 
 @dataclass(frozen=True)

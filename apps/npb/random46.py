@@ -38,4 +38,4 @@ class Stream:
         start = self._seed * pow(MULTIPLIER, position, MODULUS) % MODULUS
         states = self._powers[:count] * np.uint64(start)
         states &= _MASK
-        return states * 2.0**-46
+        return states.astype(np.float64) * 2.0**-46
