@@ -19,10 +19,6 @@ from apps.common.volume import Volume
 from pympx import MPI
 
 
-class CorruptedError(RuntimeError):
-    """A message is wrong in a way that leaves no sane way to go on (a count, not a value). Raised on all ranks or none."""
-
-
 class Audit:
     """One rank's books about its messages on one communicator."""
 
