@@ -1,4 +1,4 @@
-"""CG: the smallest eigenvalue of a sparse matrix by inverse power iteration, each step solved by 25 iterations of conjugate gradients.
+"""CG: an eigenvalue of a sparse matrix by inverse power iteration, each step solved by 25 iterations of conjugate gradients.
 
 The matrix is distributed by blocks of rows, vectors alike. A product needs nearly all of the vector (some fifty random columns per row), so
 the vector is gathered to all ranks by Allgatherv; dot products are summed by Allreduce.

@@ -59,11 +59,12 @@ class _Ranker:
         self._set(iteration + _ITERATIONS, (1 << problem.log_max_key) - iteration)
         shift = problem.log_max_key - problem.log_buckets
         buckets = self._keys >> shift
+        bucket_counts = np.bincount(buckets, minlength=1 << problem.log_buckets)
         tests = np.zeros(len(problem.test_indices), dtype=np.int64)
         for i, index in enumerate(problem.test_indices):
             if self._start <= index < self._stop:
                 tests[i] = self._keys[index - self._start]
-        totals = self._job.audit.allreduce_sum(np.concatenate((np.bincount(buckets, minlength=1 << problem.log_buckets), tests)))
+        totals = self._job.audit.allreduce_sum(np.concatenate((bucket_counts, tests)))
         bucket_totals, tests = totals[: 1 << problem.log_buckets], totals[1 << problem.log_buckets :]
 
         # consecutive buckets go to ranks so that each gets about the same number of keys
@@ -71,12 +72,15 @@ class _Ranker:
         owner = np.maximum.accumulate(np.clip(before * size >> problem.log_keys, 0, size - 1))  # in order even if a total arrived damaged
         ends = np.searchsorted(owner, np.arange(size + 1))
         self.low, high = int(ends[rank]) << shift, int(ends[rank + 1]) << shift
-        self._exchange(owner.astype(np.uint16)[buckets])
+        sent_before = np.concatenate(([0], np.cumsum(bucket_counts)))[ends]
+        self._exchange(owner.astype(np.uint16)[buckets], np.diff(sent_before))
 
         inside = (self.received >= self.low) & (self.received < high)
+        own = self.received
         if not inside.all():
             self._job.audit.fault(f"iteration {iteration}: received {np.count_nonzero(~inside)} keys of other ranks' buckets")
-        self.counts = np.bincount(self.received[inside] - self.low, minlength=high - self.low)
+            own = own[inside]
+        self.counts = np.bincount(own - self.low, minlength=high - self.low)
         smaller_elsewhere = int(before[ends[rank]]) if ends[rank] < before.size else 1 << problem.log_keys
         passed = 0
         for i, key in enumerate(tests.tolist()):
@@ -84,11 +88,10 @@ class _Ranker:
                 passed += smaller_elsewhere + int(self.counts[: key - self.low].sum()) == problem.expected_rank(i, iteration)
         return passed
 
-    def _exchange(self, destination: NDArray[np.uint16]) -> None:
-        """Send every key to its `destination`."""
+    def _exchange(self, destination: NDArray[np.uint16], send_counts: Integers) -> None:
+        """Send every key to its `destination`; `send_counts` says how many go to each rank."""
         job = self._job
         outgoing = self._keys[np.argsort(destination, kind="stable")]  # a radix sort for 16-bit integers
-        send_counts = np.bincount(destination, minlength=job.size)
         # a damaged count would break the exchange itself, so each travels three times and the majority wins
         announced = np.stack((send_counts,) * 3, axis=1)
         expected = np.empty_like(announced)
