@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Launch
+from apps_harness import Launcher
 
 FLIPPING = "tests/apps/flipping.py"
 HEAT = ("--size", "24", "--iterations", "200")
@@ -16,7 +16,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_without_a_flip_it_verifies(launch: Launch, program: str) -> None:
+def test_without_a_flip_it_verifies(launch: Launcher, program: str) -> None:
     app, arguments, verified, _ = PROGRAMS[program]
     run = launch(3, FLIPPING, app, "none", "0", "1", "0", *arguments)
     assert run.code == 0, run.out + run.err
@@ -48,7 +48,7 @@ def test_without_a_flip_it_verifies(launch: Launch, program: str) -> None:
         ("is", "Alltoallv", 3, 31),
     ],
 )
-def test_a_flip_fails(launch: Launch, program: str, call: str, occurrence: int, bit: int) -> None:
+def test_a_flip_fails(launch: Launcher, program: str, call: str, occurrence: int, bit: int) -> None:
     app, arguments, verified, failed = PROGRAMS[program]
     run = launch(3, FLIPPING, app, call, str(occurrence), "1", str(bit), *arguments)
     assert f"flipped bit {bit}" in run.out, run.out + run.err
@@ -57,12 +57,12 @@ def test_a_flip_fails(launch: Launch, program: str, call: str, occurrence: int, 
     assert verified not in run.out.splitlines()
 
 
-def test_the_closed_form_alone_notices_a_late_flip(launch: Launch) -> None:
+def test_the_closed_form_alone_notices_a_late_flip(launch: Launcher) -> None:
     run = launch(3, FLIPPING, "heat", "Irecv", "395", "1", "51", *HEAT)  # the middle rank receives twice an iteration: iteration 198 of 200
     assert run.record["iterate_error"] > 100 * run.record["iterate_allowed"]
 
 
-def test_zeta_alone_forgives_an_early_flip(launch: Launch) -> None:
+def test_zeta_alone_forgives_an_early_flip(launch: Launcher) -> None:
     """Why the audit exists: power iteration works off the damage, and only the books know of it."""
     run = launch(3, FLIPPING, "npb", "Allgatherv", "30", "1", "51", "cg")
     assert run.record["error"] <= 1e-10

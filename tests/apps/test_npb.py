@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Launch, check_traffic, check_verified
+from apps_harness import check_traffic, check_verified
 
 NPB = "apps/npb/npb.py"
 BENCHMARKS = ["ep", "cg", "is"]
@@ -12,7 +12,7 @@ BENCHMARKS = ["ep", "cg", "is"]
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("benchmark_name", BENCHMARKS)
-def test_class_s(launch: Launch, benchmark_name: str, ranks: int, transport: str) -> None:
+def test_class_s(launch: Launcher, benchmark_name: str, ranks: int, transport: str) -> None:
     run = launch(ranks, NPB, benchmark_name, "--class", "S", transport=transport)
     check_verified(run, ranks)
     assert "verification SUCCESSFUL" in run.out.splitlines()
@@ -21,18 +21,18 @@ def test_class_s(launch: Launch, benchmark_name: str, ranks: int, transport: str
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("benchmark_name", BENCHMARKS)
-def test_payload(launch: Launch, benchmark_name: str, ranks: int, transport: str) -> None:
+def test_payload(launch: Launcher, benchmark_name: str, ranks: int, transport: str) -> None:
     check_traffic(launch(ranks, NPB, benchmark_name, "--class", "S", transport=transport), ranks, transport)
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("benchmark_name", BENCHMARKS)
-def test_class_w(launch: Launch, benchmark_name: str, transport: str) -> None:
+def test_class_w(launch: Launcher, benchmark_name: str, transport: str) -> None:
     run = launch(3, NPB, benchmark_name, "--class", "W", transport=transport)
     check_verified(run, 3)
     check_traffic(run, 3, transport)
 
 
 @pytest.mark.parametrize("benchmark_name", BENCHMARKS)
-def test_many_ranks(launch: Launch, benchmark_name: str) -> None:
+def test_many_ranks(launch: Launcher, benchmark_name: str) -> None:
     check_verified(launch(7, NPB, benchmark_name), 7)

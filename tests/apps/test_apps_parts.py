@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ROOT  # noqa: F401  (its import makes `apps` importable)
 
 from apps.common import volume
 from apps.common.blocks import block, block_sizes
