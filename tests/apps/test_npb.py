@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from apps_harness import check_traffic, check_verified
+from apps_harness import Launcher, check_traffic, check_verified
 
 NPB = "apps/npb/npb.py"
 BENCHMARKS = ["ep", "cg", "is"]
