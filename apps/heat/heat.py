@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="heat.py", description=__doc__)
-    parser.add_argument("--size", type=int, default=100, metavar="N", help="interior points per side (default 100)")
+    parser.add_argument("--size", type=int, default=64, metavar="N", help="interior points per side (default 64)")
     parser.add_argument("--tolerance", type=float, default=1e-8, help="stop when the root mean square update is below this (default 1e-8)")
     parser.add_argument("--iterations", type=int, default=200_000, help="stop after this many iterations (default 200000)")
     parser.add_argument("--interval", type=int, default=50, help="iterations between two looks at the residual (default 50)")
