@@ -1,0 +1,1 @@
+"""What the mini-apps share: blocks, the audit of messages, analytic volume, the report."""
