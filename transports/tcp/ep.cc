@@ -22,14 +22,14 @@ Ep *self(mpx_ep *ep) { return static_cast<Ep *>(ep); }
 // The link that operations may use, else nullptr.
 Link *usable(Ep *ep) { return ep->failed ? nullptr : ep->live; }
 
-mpx_status am_short(mpx_ep *e, uint8_t id, uint64_t hdr, const void *buf, size_t len) {
+mpx_status am_short(mpx_ep *e, uint8_t id, uint64_t hdr, const void *buf, size_t len) noexcept {
     if (len > kMaxAm || id >= MPX_AM_ID_MAX) return MPX_ERR_INVALID;
     Link *link = usable(self(e));
     if (!link) return not_up(self(e));
     return link->send_frame({static_cast<uint32_t>(len), kAmShort, id, 0, hdr}, buf, len, nullptr, 0);
 }
 
-mpx_status am_bcopy(mpx_ep *e, uint8_t id, size_t len, mpx_pack_fn pack, void *arg) {
+mpx_status am_bcopy(mpx_ep *e, uint8_t id, size_t len, mpx_pack_fn pack, void *arg) noexcept {
     if (len > kMaxAm || id >= MPX_AM_ID_MAX) return MPX_ERR_INVALID;
     Link *link = usable(self(e));
     if (!link) return not_up(self(e));
@@ -56,7 +56,7 @@ mpx_status am_bcopy(mpx_ep *e, uint8_t id, size_t len, mpx_pack_fn pack, void *a
     return MPX_OK;
 }
 
-mpx_status am_zcopy(mpx_ep *e, uint8_t id, const void *hdr, size_t hdr_len, const mpx_iov *iov, size_t cnt, mpx_completion *comp) {
+mpx_status am_zcopy(mpx_ep *e, uint8_t id, const void *hdr, size_t hdr_len, const mpx_iov *iov, size_t cnt, mpx_completion *comp) noexcept {
     if (hdr_len > kMaxHdr || cnt > kMaxIov || id >= MPX_AM_ID_MAX) return MPX_ERR_INVALID;
     size_t len = 0;
     for (size_t i = 0; i < cnt; ++i) {
@@ -68,9 +68,9 @@ mpx_status am_zcopy(mpx_ep *e, uint8_t id, const void *hdr, size_t hdr_len, cons
     return link->send_zcopy({static_cast<uint32_t>(hdr_len + len), kAm, id, static_cast<uint16_t>(hdr_len), 0}, hdr, hdr_len, iov, cnt, comp);
 }
 
-mpx_status put_zcopy(mpx_ep *, const mpx_iov *, size_t, uint64_t, mpx_rkey_h, mpx_completion *) { return MPX_ERR_UNSUPPORTED; }
+mpx_status put_zcopy(mpx_ep *, const mpx_iov *, size_t, uint64_t, mpx_rkey_h, mpx_completion *) noexcept { return MPX_ERR_UNSUPPORTED; }
 
-mpx_status get_zcopy(mpx_ep *e, const mpx_iov *iov, size_t cnt, uint64_t raddr, mpx_rkey_h rkey, mpx_completion *comp) {
+mpx_status get_zcopy(mpx_ep *e, const mpx_iov *iov, size_t cnt, uint64_t raddr, mpx_rkey_h rkey, mpx_completion *comp) noexcept {
     if (cnt > kMaxIov || !rkey) return MPX_ERR_INVALID;
     Link *link = usable(self(e));
     if (!link) return not_up(self(e));
@@ -90,13 +90,13 @@ mpx_status get_zcopy(mpx_ep *e, const mpx_iov *iov, size_t cnt, uint64_t raddr, 
     return MPX_INPROGRESS;
 }
 
-mpx_status atomic64(mpx_ep *, unsigned, uint64_t, uint64_t, uint64_t *, uint64_t, mpx_rkey_h, mpx_completion *) {
+mpx_status atomic64(mpx_ep *, unsigned, uint64_t, uint64_t, uint64_t *, uint64_t, mpx_rkey_h, mpx_completion *) noexcept {
     return MPX_ERR_UNSUPPORTED;
 }
 
-mpx_status ep_fence(mpx_ep *e) { return self(e)->failed ? self(e)->failed : MPX_OK; }  // there are no puts
+mpx_status ep_fence(mpx_ep *e) noexcept { return self(e)->failed ? self(e)->failed : MPX_OK; }  // there are no puts
 
-mpx_status ep_flush(mpx_ep *e, mpx_completion *comp) {
+mpx_status ep_flush(mpx_ep *e, mpx_completion *comp) noexcept {
     Ep *ep = self(e);
     if (ep->failed) return ep->failed;
     Link *link = ep->live;
@@ -109,17 +109,17 @@ mpx_status ep_flush(mpx_ep *e, mpx_completion *comp) {
     return MPX_INPROGRESS;
 }
 
-unsigned progress(mpx_iface *iface) { return static_cast<Iface *>(iface)->progress(); }
+unsigned progress(mpx_iface *iface) noexcept { return static_cast<Iface *>(iface)->progress(); }
 
-void desc_release(mpx_iface *, void *) {}  // no descriptor is ever lent
+void desc_release(mpx_iface *, void *) noexcept {}  // no descriptor is ever lent
 
-mpx_status event_arm(mpx_iface *i) {
+mpx_status event_arm(mpx_iface *i) noexcept {
     auto *iface = static_cast<Iface *>(i);
     iface->force_poll = true;  // the first progress after the sleep asks epoll
     return iface->broken.empty() ? MPX_OK : MPX_ERR_NO_RESOURCE;
 }
 
-int event_fd(mpx_iface *iface) { return static_cast<Iface *>(iface)->epoll_fd; }
+int event_fd(mpx_iface *iface) noexcept { return static_cast<Iface *>(iface)->epoll_fd; }
 
 }  // namespace
 

@@ -109,7 +109,7 @@ unsigned Iface::progress() {
         else ++i;
     }
     if (hot) events += hot->read_in();
-    const bool ask = events ? ++busy_spins >= kBusySpins : ++idle_spins >= kIdleSpins || writers;
+    const bool ask = events ? ++busy_spins >= (writers ? 2 : kBusySpins) : ++idle_spins >= kIdleSpins || writers;
     if (ask || force_poll || !hot) {
         busy_spins = idle_spins = 0;
         force_poll = false;
