@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -119,12 +120,17 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def wait(self, timeout: float | None) -> int | None:
+    def wait(self, timeout: float) -> int | None:
         """Wait at most `timeout` seconds for the launcher; return its exit code, None while it runs."""
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
+        if self.process.returncode is None:
+            fd = os.pidfd_open(self.process.pid)  # readable at the end: unlike Popen.wait this wakes at once
+            try:
+                poller = select.poll()
+                poller.register(fd, select.POLLIN)
+                poller.poll(max(0.0, timeout) * 1000)
+            finally:
+                os.close(fd)
+        return self.process.poll()
 
     def members(self) -> list[Process]:
         """Return the job's live processes, the launcher first."""

@@ -1,0 +1,200 @@
+"""pytest plugin: run a test function on n ranks and merge what they say into one report.
+
+    @pytest.mark.ranks(3)                      # or [1, 2, 3]: one test each
+    def test_ring(comm): ...
+
+Keyword arguments of the mark: ``timeout`` (seconds, default: ini ``ranks_timeout``, 60), ``transport`` (a name or a list of names
+for PYMPX_TRANSPORT; default: the option ``--transports``), ``launcher`` ("mpiexec" or "run"; default: ``--ranks-launcher``).
+
+The outer session, the one that the user started, runs nothing of such a test itself: it starts a launcher with an inner session
+per rank, which runs just that test (fixtures included) and writes its reports as JSON into a directory that both sides know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .jobs import RANK_VARIABLES
+from .ranks import Plan, merge, run_plan
+
+_RANKS_PARAM = "_pympx_ranks"
+_TRANSPORT_PARAM = "_pympx_transport"
+_REPORTS_OPTION = "--ranks-reports"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pympx", "tests on several ranks (pympx)")
+    group.addoption("--transports", default="", metavar="A,B", help="run every test that is marked 'ranks' over each of these transports")
+    group.addoption("--ranks-launcher", default="mpiexec", choices=["mpiexec", "run"], help="what starts the ranks (default mpiexec)")
+    group.addoption(_REPORTS_OPTION, default="", help="internal: this session is one rank; where its reports go")
+    parser.addini("ranks_timeout", "seconds that a test on several ranks may take, start of the ranks included", default="60")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "ranks(n, timeout=60, transport=None, launcher=None): run the test on n ranks (a number, or a list of numbers: one test each)",
+    )
+    directory = config.getoption("ranks_reports")
+    if directory:
+        config.pluginmanager.register(RankSession(config, Path(directory)), "pympx-rank-session")
+    else:
+        config.pluginmanager.register(OuterSession(config), "pympx-outer-session")
+
+
+def _as_list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, range)) else [value]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("ranks")
+    if mark is None:
+        return
+    where = metafunc.definition.nodeid
+    counts = _as_list(mark.args[0] if len(mark.args) == 1 else None)
+    if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
+        raise pytest.UsageError(f"{where}: the mark 'ranks' takes one number of ranks, or a list of numbers, not {mark.args!r}")
+    unknown = set(mark.kwargs) - {"timeout", "transport", "launcher"}
+    if unknown:
+        raise pytest.UsageError(f"{where}: the mark 'ranks' knows timeout, transport and launcher, not {', '.join(sorted(unknown))}")
+    transports = _as_list(mark.kwargs.get("transport") or [name for name in metafunc.config.getoption("transports").split(",") if name])
+    metafunc.fixturenames.append(_RANKS_PARAM)
+    metafunc.parametrize(_RANKS_PARAM, counts, ids=[f"n{n}" for n in counts], indirect=True)
+    if transports:
+        metafunc.fixturenames.append(_TRANSPORT_PARAM)
+        metafunc.parametrize(_TRANSPORT_PARAM, transports, ids=transports, indirect=True)
+
+
+@pytest.fixture(name=_RANKS_PARAM)
+def _ranks(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(name=_TRANSPORT_PARAM)
+def _transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def comm() -> Any:
+    """The world of the ranks that run this test: ``pympx.MPI.COMM_WORLD``."""
+    from pympx import MPI
+
+    return MPI.COMM_WORLD
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("ranks") and not hasattr(item, "callspec"):
+        raise pytest.UsageError(f"{item.nodeid}: only test functions and methods of plain classes run on ranks, not unittest's")
+
+
+class OuterSession:
+    """What the user's session does with tests that are marked `ranks`: start the ranks, merge, report."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        # `python -m pytest` puts the current directory on the path, `pytest` does not: the ranks do as this session does
+        here = os.getcwd()
+        self._safe_path = not any(os.path.abspath(entry or here) == here for entry in sys.path)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        mark = item.get_closest_marker("ranks")
+        if mark is None or not isinstance(item, pytest.Function):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        plan = self._plan(item, mark)
+        run = run_plan(plan)
+        for report in merge(item, plan, run):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def _plan(self, item: pytest.Function, mark: pytest.Mark) -> Plan:
+        params = item.callspec.params
+        environment = dict(os.environ)
+        if _TRANSPORT_PARAM in params:
+            environment["PYMPX_TRANSPORT"] = str(params[_TRANSPORT_PARAM])
+        environment.pop("PYTEST_ADDOPTS", None)  # meant for this session: --junitxml, -x and their like
+        name = item.nodeid.partition("::")[2]
+        # -p is read before files of arguments are: it has to stand on the command line
+        own_name = self._config.pluginmanager.get_name(sys.modules[__name__]) or __name__
+        names = dict.fromkeys([*self._config.option.plugins, own_name, "no:cacheprovider", "no:xdist"])
+        plugins = [f"-p{name}" for name in names]
+        python = [sys.executable, *(["-P"] if self._safe_path else []), "-m", "pytest", *plugins]
+        return Plan(
+            ranks=int(str(params[_RANKS_PARAM])),
+            launcher=str(mark.kwargs.get("launcher") or self._config.getoption("ranks_launcher")),
+            python=python,
+            arguments=[f"{item.path}::{name}", *self._arguments()],
+            reports_option=_REPORTS_OPTION,
+            environment=environment,
+            directory=self._config.invocation_params.dir,
+            timeout=float(mark.kwargs.get("timeout") or self._config.getini("ranks_timeout")),
+        )
+
+    def _arguments(self) -> list[str]:
+        """Return the options with which a rank's session collects and runs as this one would."""
+        config, option = self._config, self._config.option
+        arguments = ["--quiet", "--no-header", f"--rootdir={config.rootpath}", f"--transports={config.getoption('transports')}"]
+        if config.inipath:
+            arguments.append(f"-c{config.inipath}")
+        arguments += [f"--override-ini={entry}" for entry in option.override_ini or []]
+        arguments += [f"--pythonwarnings={entry}" for entry in option.pythonwarnings or []]
+        arguments += [f"--tb={option.tbstyle}", f"--import-mode={option.importmode}"]
+        arguments += ["--showlocals"] if option.showlocals else []
+        arguments += ["--noconftest"] if option.noconftest else []
+        arguments += [f"--confcutdir={option.confcutdir}"] if option.confcutdir else []
+        return arguments
+
+
+class RankSession:
+    """One rank: run the one test that was asked for, write its reports, always leave with exit code 0.
+
+    A code would make the launcher print its own banner and kill the other ranks before they could report.
+    """
+
+    def __init__(self, config: pytest.Config, directory: Path) -> None:
+        self._config = config
+        self._directory = directory
+        self._reports: list[dict[str, Any]] = []
+        self._errors: list[str] = []
+        values = [os.environ[name] for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()]
+        self._rank = int(values[0]) if values else 0
+        # before pytest's own plugin reads it: no two ranks share a tmp_path, and none cleans up another's
+        config.option.basetemp = str(directory / f"rank{self._rank}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        data["user_properties"] = [[str(key), str(value)] for key, value in report.user_properties]
+        self._reports.append(data)
+        self._write(done=False)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._errors.append(report.longreprtext)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, Any, Any]:
+        outcome = yield
+        if not self._reports and not self._errors:
+            self._errors.append(f"this rank's session ran no test (pytest's exit status {int(exitstatus)})")
+        self._write(done=True)
+        session.exitstatus = pytest.ExitCode.OK
+        return outcome
+
+    def _write(self, done: bool) -> None:
+        """Replace this rank's file in one step: the outer session may read it at any moment."""
+        text = json.dumps({"done": done, "time": time.time(), "reports": self._reports, "errors": self._errors})
+        draft = self._directory / f"rank{self._rank}.draft"
+        draft.write_text(text)
+        draft.replace(self._directory / f"rank{self._rank}.json")
