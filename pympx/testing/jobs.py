@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-#: what marks every process of a job; the value is the job's own random tag
+#: what marks every process of a job: the random tags of the jobs that it belongs to
 TAG_VARIABLE = "PYMPX_TESTING_JOB"
 #: where a launcher writes the rank of a process
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "PMI_ID", "PYMPX_RANK", "RANK")
@@ -109,7 +109,7 @@ class Job:
         """Start `command` in a process group of its own. Raises OSError when it cannot be started."""
         self.tag = secrets.token_hex(8)
         environment = dict(os.environ if env is None else env)
-        environment[TAG_VARIABLE] = self.tag
+        environment[TAG_VARIABLE] = " ".join([*environment.get(TAG_VARIABLE, "").split(), self.tag])  # a job inside a job is in both
         self.process = subprocess.Popen(
             command, env=environment, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, process_group=0
         )
@@ -136,7 +136,7 @@ class Job:
         """Return the job's live processes, the launcher first."""
         found = (_look(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())
         alive = {process.pid: process for process in found if process and process.state not in "ZX"}
-        inside = {pid for pid, process in alive.items() if process.environment.get(TAG_VARIABLE) == self.tag}
+        inside = {pid for pid, process in alive.items() if self.tag in process.environment.get(TAG_VARIABLE, "").split()}
         if self.process.returncode is None and self.process.pid in alive:
             inside.add(self.process.pid)
         grew = True

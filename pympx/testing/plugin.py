@@ -28,6 +28,9 @@ from .ranks import Plan, merge, run_plan
 _RANKS_PARAM = "_pympx_ranks"
 _TRANSPORT_PARAM = "_pympx_transport"
 _REPORTS_OPTION = "--ranks-reports"
+# `python -m pytest` puts the current directory in front of the path, `pytest` does not: the ranks do as this session does.
+# Looked at while pytest loads its plugins, before a conftest.py can change the path.
+_SAFE_PATH = not any(os.path.abspath(entry) == os.getcwd() for entry in sys.path)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,9 +105,6 @@ class OuterSession:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        # `python -m pytest` puts the current directory on the path, `pytest` does not: the ranks do as this session does
-        here = os.getcwd()
-        self._safe_path = not any(os.path.abspath(entry or here) == here for entry in sys.path)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -130,7 +130,7 @@ class OuterSession:
         own_name = self._config.pluginmanager.get_name(sys.modules[__name__]) or __name__
         names = dict.fromkeys([*self._config.option.plugins, own_name, "no:cacheprovider", "no:xdist"])
         plugins = [f"-p{name}" for name in names]
-        python = [sys.executable, *(["-P"] if self._safe_path else []), "-m", "pytest", *plugins]
+        python = [sys.executable, *(["-P"] if _SAFE_PATH else []), "-m", "pytest", *plugins]
         return Plan(
             ranks=int(str(params[_RANKS_PARAM])),
             launcher=str(mark.kwargs.get("launcher") or self._config.getoption("ranks_launcher")),
