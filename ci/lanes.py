@@ -89,6 +89,7 @@ def count_junit(path: Path) -> tuple[int, int, int]:
 def _environment(long: bool, seed: int) -> dict[str, str]:
     venv = Path(sys.prefix)
     environment = dict(os.environ, VIRTUAL_ENV=str(venv), PATH=f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    environment["PYMPX_CI"] = "1"  # nothing may be skipped because it was not built
     environment["PYMPX_TEST_SEED"] = str(seed)
     environment["PYMPX_TEST_LONG"] = "1" if long else "0"
     for name in ("PYTHONPATH", "PYMPX_TRANSPORT"):
