@@ -159,7 +159,7 @@ def _notes(lane: Lane) -> list[str]:
     """Return the lines of a lane's log that say how much was done: pytest's summaries, seeds, counts."""
     lines = (LOGS / f"{lane.name}.log").read_text(errors="replace").splitlines()
     wanted = re.compile(r"\bseed\b|\bmessages\b|^=+ .* in [\d.]+s|^Ok:|^Fail:", re.IGNORECASE)
-    return [line.strip("= ") for line in lines if wanted.search(line)][:40]
+    return [line.strip("= ") for line in lines if wanted.search(line) and not line.startswith("$ ")][:40]
 
 
 def main() -> int:
