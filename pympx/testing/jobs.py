@@ -87,7 +87,8 @@ def launcher_command(argv: Sequence[str], n: int, launcher: str = "mpiexec") -> 
     Raises LauncherError when that mpiexec does not exist, ValueError for another name of a launcher.
     """
     if launcher == "run":
-        return [sys.executable, "-m", "pympx", "run", "-n", str(n), *argv]
+        # -P: never a source tree that happens to be the current directory
+        return [sys.executable, "-P", "-m", "pympx", "run", "-n", str(n), *argv]
     if launcher != "mpiexec":
         raise ValueError(f"launcher must be 'mpiexec' or 'run', not {launcher!r}")
     return [mpiexec_path(), "-n", str(n), *argv]

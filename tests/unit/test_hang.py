@@ -69,9 +69,10 @@ def test_gdb_shows_c_frames_where_py_spy_is_missing(tmp_path: Path, monkeypatch:
     assert "_PyEval_EvalFrameDefault" in result.stacks["rank 0"]
 
 
-def test_a_run_in_time_gives_output_and_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["mpiexec", "run"])
+def test_a_run_in_time_gives_output_and_code(tmp_path: Path, launcher: str) -> None:
     prog = program(tmp_path, "import os, sys; print('I am', os.environ['PMI_RANK']); print('note', file=sys.stderr)")
-    result = hang.run_ranks([sys.executable, prog], 3, timeout=60)
+    result = hang.run_ranks([sys.executable, prog], 3, launcher=launcher, timeout=60)
     assert (result.returncode, result.timed_out, result.stacks) == (0, False, {})
     assert sorted(result.stdout.split("\n")) == ["", "I am 0", "I am 1", "I am 2"]
     assert result.stderr == "note\n" * 3
