@@ -53,7 +53,8 @@ def _dump_by(command: list[str]) -> tuple[str, str]:
     if done.returncode == 0 and done.stdout.strip():
         return done.stdout, ""
     lines = (done.stderr or done.stdout).strip().splitlines()
-    return "", f"{Path(command[0]).name}: {lines[-1] if lines else 'no output'}"
+    why = next((line for line in lines if line.startswith("Error")), lines[-1] if lines else "no output")
+    return "", f"{Path(command[0]).name}: {why}"
 
 
 def dump_stacks(process: Process) -> str:
@@ -76,6 +77,8 @@ def dump_stacks(process: Process) -> str:
         text, why = _dump_by([py_spy, "dump", "--pid", pid])
         parts.append(text)
         reasons.append(why)
+    if not any(parts) and not Path(f"/proc/{pid}").exists():
+        return "[it ended while its stack was being read]"
     if not py_spy and not gdb:
         reasons.append("neither py-spy nor gdb is installed: pip install py-spy")
     return "\n".join([*filter(None, parts), *(f"[{why}]" for why in reasons if why)])

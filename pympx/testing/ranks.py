@@ -18,7 +18,7 @@ from .hang import dump_job, format_stacks
 from .jobs import Job, LauncherError, launcher_command
 
 #: how long the other ranks may take to end by themselves after one rank's test failed, seconds
-GRACE_S = 5.0
+GRACE_S = 10.0
 _OUTPUT_LINES = 60
 Phase = Literal["setup", "call", "teardown"]
 
@@ -100,7 +100,7 @@ def _run(plan: Plan, directory: Path) -> Run:
                 first_failure = now
             if now > deadline:
                 run.trouble = f"not over after {plan.timeout:g} s"
-            elif first_failure and now - first_failure > GRACE_S:
+            elif first_failure and now - first_failure > GRACE_S and not all(rank.done for rank in run.ranks):
                 run.trouble = f"ranks were left {GRACE_S:g} s after the first failure"
             if run.trouble:
                 run.stacks = dump_job(job)
