@@ -84,9 +84,9 @@ def dump_stacks(process: Process) -> str:
     return "\n".join([*filter(None, parts), *(f"[{why}]" for why in reasons if why)])
 
 
-def dump_job(job: Job) -> dict[str, str]:
-    """Return the stacks of all live ranks of a job by label, two dumps at a time."""
-    ranks = job.ranks()
+def dump_job(job: Job, numbers: Sequence[int] | None = None) -> dict[str, str]:
+    """Return the stacks of all live ranks of a job (or only of some, by number) by label, two dumps at a time."""
+    ranks = [process for process in job.ranks() if numbers is None or process.rank is None or process.rank in numbers]
     labels = []
     for process in ranks:
         label = f"pid {process.pid}" if process.rank is None else f"rank {process.rank}"

@@ -4,10 +4,13 @@
     def test_ring(comm): ...
 
 Keyword arguments of the mark: ``timeout`` (seconds, default: ini ``ranks_timeout``, 60), ``transport`` (a name or a list of names
-for PYMPX_TRANSPORT; default: the option ``--transports``), ``launcher`` ("mpiexec" or "run"; default: ``--ranks-launcher``).
+for PYMPX_TRANSPORT; default: the option ``--transports``), ``launcher`` ("mpiexec" or "run"; default: ``--ranks-launcher``),
+``fresh=True`` (never share a job with other tests, see ``--ranks-batch``).
 
 The outer session, the one that the user started, runs nothing of such a test itself: it starts a launcher with an inner session
 per rank, which runs just that test (fixtures included) and writes its reports as JSON into a directory that both sides know.
+With ``--ranks-batch N`` up to N tests in a row that want the same job (ranks, transport, launcher, file) share it; no rank begins
+a test before all ranks are through with the one before, and after a failure the rest gets a new job.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from typing import Any
 
 import pytest
 
-from .jobs import RANK_VARIABLES
-from .ranks import Plan, merge, run_plan
+from .jobs import RANK_VARIABLES, LauncherError
+from .ranks import Batch, Plan, Rank, Run, merge
 
 _RANKS_PARAM = "_pympx_ranks"
 _TRANSPORT_PARAM = "_pympx_transport"
@@ -37,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pympx", "tests on several ranks (pympx)")
     group.addoption("--transports", default="", metavar="A,B", help="run every test that is marked 'ranks' over each of these transports")
     group.addoption("--ranks-launcher", default="mpiexec", choices=["mpiexec", "run"], help="what starts the ranks (default mpiexec)")
+    group.addoption("--ranks-batch", type=int, default=1, metavar="N", help="let up to N tests in a row share one job (default 1)")
     group.addoption(_REPORTS_OPTION, default="", help="internal: this session is one rank; where its reports go")
     parser.addini("ranks_timeout", "seconds that a test on several ranks may take, start of the ranks included", default="60")
 
@@ -45,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "ranks(n, timeout=60, transport=None, launcher=None): run the test on n ranks (a number, or a list of numbers: one test each)",
+        "ranks(n, timeout=60, transport=None, launcher=None, fresh=False): run the test on n ranks (a list of numbers: one test each)",
     )
     directory = config.getoption("ranks_reports")
     if directory:
@@ -66,9 +70,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     counts = _as_list(mark.args[0] if len(mark.args) == 1 else None)
     if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
         raise pytest.UsageError(f"{where}: the mark 'ranks' takes one number of ranks, or a list of numbers, not {mark.args!r}")
-    unknown = set(mark.kwargs) - {"timeout", "transport", "launcher"}
+    unknown = set(mark.kwargs) - {"timeout", "transport", "launcher", "fresh"}
     if unknown:
-        raise pytest.UsageError(f"{where}: the mark 'ranks' knows timeout, transport and launcher, not {', '.join(sorted(unknown))}")
+        raise pytest.UsageError(f"{where}: the mark 'ranks' knows timeout, transport, launcher and fresh, not {', '.join(sorted(unknown))}")
     transports = _as_list(mark.kwargs.get("transport") or [name for name in metafunc.config.getoption("transports").split(",") if name])
     metafunc.fixturenames.append(_RANKS_PARAM)
     metafunc.parametrize(_RANKS_PARAM, counts, ids=[f"n{n}" for n in counts], indirect=True)
@@ -105,6 +109,13 @@ class OuterSession:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._places: dict[pytest.Item, int] = {}
+        self._items: list[pytest.Item] = []
+        self._batch: Batch | None = None
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._items = session.items
+        self._places = {item: place for place, item in enumerate(session.items)}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -112,34 +123,66 @@ class OuterSession:
         if mark is None or not isinstance(item, pytest.Function):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        plan = self._plan(item, mark)
-        run = run_plan(plan)
+        timeout = float(mark.kwargs.get("timeout") or self._config.getini("ranks_timeout"))
+        if self._batch and self._batch.next_test != item.nodeid:
+            self._batch.close()
+            self._batch = None
+        plan = self._batch.plan if self._batch else self._plan(item)
+        try:
+            self._batch = self._batch or Batch(plan)
+            run = self._batch.result(timeout)
+        except (LauncherError, ValueError) as error:
+            run = Run([Rank() for _ in range(plan.ranks)], trouble=str(error))
         for report in merge(item, plan, run):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _plan(self, item: pytest.Function, mark: pytest.Mark) -> Plan:
+    def pytest_sessionfinish(self) -> None:
+        if self._batch:
+            self._batch.close()
+
+    def _wants(self, item: pytest.Function) -> tuple[Path, int, str, str]:
+        """Return what the item's job is like: file, ranks, launcher, transport ("": whatever the environment says)."""
+        mark = item.get_closest_marker("ranks")
+        assert mark is not None
         params = item.callspec.params
+        launcher = str(mark.kwargs.get("launcher") or self._config.getoption("ranks_launcher"))
+        return item.path, int(str(params[_RANKS_PARAM])), launcher, str(params.get(_TRANSPORT_PARAM, ""))
+
+    def _batch_of(self, item: pytest.Function) -> list[pytest.Function]:
+        """Return the items that share a job with this one, which is the first of them."""
+        batch = [item]
+        limit = 1 if hasattr(self._config, "workerinput") else int(self._config.getoption("ranks_batch"))
+        for other in self._items[self._places[item] + 1 :]:
+            marks = [which.get_closest_marker("ranks") for which in (item, other)]
+            if len(batch) >= limit or not isinstance(other, pytest.Function) or any(m is None or m.kwargs.get("fresh") for m in marks):
+                break
+            if self._wants(other) != self._wants(item):
+                break
+            batch.append(other)
+        return batch
+
+    def _plan(self, item: pytest.Function) -> Plan:
+        _, ranks, launcher, transport = self._wants(item)
         environment = dict(os.environ)
-        if _TRANSPORT_PARAM in params:
-            environment["PYMPX_TRANSPORT"] = str(params[_TRANSPORT_PARAM])
+        if transport:
+            environment["PYMPX_TRANSPORT"] = transport
         environment.pop("PYTEST_ADDOPTS", None)  # meant for this session: --junitxml, -x and their like
-        name = item.nodeid.partition("::")[2]
+        batch = self._batch_of(item)
         # -p is read before files of arguments are: it has to stand on the command line
         own_name = self._config.pluginmanager.get_name(sys.modules[__name__]) or __name__
         names = dict.fromkeys([*self._config.option.plugins, own_name, "no:cacheprovider", "no:xdist"])
         plugins = [f"-p{name}" for name in names]
-        python = [sys.executable, *(["-P"] if _SAFE_PATH else []), "-m", "pytest", *plugins]
         return Plan(
-            ranks=int(str(params[_RANKS_PARAM])),
-            launcher=str(mark.kwargs.get("launcher") or self._config.getoption("ranks_launcher")),
-            python=python,
-            arguments=[f"{item.path}::{name}", *self._arguments()],
+            tests=[other.nodeid for other in batch],
+            ranks=ranks,
+            launcher=launcher,
+            python=[sys.executable, *(["-P"] if _SAFE_PATH else []), "-m", "pytest", *plugins],
+            arguments=[*(f"{other.path}::{other.nodeid.partition('::')[2]}" for other in batch), *self._arguments()],
             reports_option=_REPORTS_OPTION,
             environment=environment,
             directory=self._config.invocation_params.dir,
-            timeout=float(mark.kwargs.get("timeout") or self._config.getini("ranks_timeout")),
         )
 
     def _arguments(self) -> list[str]:
@@ -158,7 +201,7 @@ class OuterSession:
 
 
 class RankSession:
-    """One rank: run the one test that was asked for, write its reports, always leave with exit code 0.
+    """One rank: run the tests that were asked for, write their reports, always leave with exit code 0.
 
     A code would make the launcher print its own banner and kill the other ranks before they could report.
     """
@@ -166,6 +209,9 @@ class RankSession:
     def __init__(self, config: pytest.Config, directory: Path) -> None:
         self._config = config
         self._directory = directory
+        order = json.loads((directory / "order.json").read_text())
+        self._order: dict[str, int] = {test: index for index, test in enumerate(order["tests"])}
+        self._ranks: int = order["ranks"]
         self._reports: list[dict[str, Any]] = []
         self._errors: list[str] = []
         values = [os.environ[name] for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()]
@@ -173,28 +219,52 @@ class RankSession:
         # before pytest's own plugin reads it: no two ranks share a tmp_path, and none cleans up another's
         config.option.basetemp = str(directory / f"rank{self._rank}")
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self._order.get(item.nodeid, len(self._order)))
+        missing = set(self._order) - {item.nodeid for item in items}
+        self._errors += [f"this rank's session did not find the test {test}" for test in sorted(missing)]
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         data["user_properties"] = [[str(key), str(value)] for key, value in report.user_properties]
         self._reports.append(data)
-        self._write(done=False)
+        self._write(f"{self._order[report.nodeid]}.json", self._reports)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        self._reports = []
+        result = yield
+        index = self._order[item.nodeid]
+        failed = any(report["outcome"] == "failed" for report in self._reports)
+        self._write(f"{index}.done", "failed" if failed else "passed")
+        if index + 1 < len(self._order) and self._any_failed(index):
+            item.session.shouldstop = "a test failed on some rank"
+        return result
+
+    def _any_failed(self, index: int) -> bool:
+        """Wait until all ranks are through with a test (the outer session ends those that never are); say if one failed."""
+        for number in range(self._ranks):
+            mark = self._directory / f"rank{number}.{index}.done"
+            while not mark.exists():
+                time.sleep(0.002)
+            if json.loads(mark.read_text()) == "failed":
+                return True
+        return False
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self._errors.append(report.longreprtext)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, Any, Any]:
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, Any, Any]:
         outcome = yield
-        if not self._reports and not self._errors:
-            self._errors.append(f"this rank's session ran no test (pytest's exit status {int(exitstatus)})")
-        self._write(done=True)
+        self._write("end.json", self._errors)
         session.exitstatus = pytest.ExitCode.OK
         return outcome
 
-    def _write(self, done: bool) -> None:
-        """Replace this rank's file in one step: the outer session may read it at any moment."""
-        text = json.dumps({"done": done, "time": time.time(), "reports": self._reports, "errors": self._errors})
+    def _write(self, name: str, content: object) -> None:
+        """Replace one of this rank's files in one step: the outer session may read it at any moment."""
         draft = self._directory / f"rank{self._rank}.draft"
-        draft.write_text(text)
-        draft.replace(self._directory / f"rank{self._rank}.json")
+        draft.write_text(json.dumps(content))
+        draft.replace(self._directory / f"rank{self._rank}.{name}")

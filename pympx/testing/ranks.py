@@ -1,4 +1,8 @@
-"""One test on n ranks, seen from outside: start the inner sessions, watch their reports, end what hangs, merge to one verdict."""
+"""Tests on n ranks, seen from outside: start the inner sessions, watch their reports, end what hangs, merge to one verdict each.
+
+What both sides know is a directory: `order.json` (the tests' ids in order, the number of ranks), and for rank R and test T
+`rankR.T.json` (reports so far), `rankR.T.done` (R is through with T: "passed" or "failed"), and `rankR.end.json` at R's end.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from typing import Any, Literal
 import pytest
 
 from .hang import dump_job, format_stacks
-from .jobs import Job, LauncherError, launcher_command
+from .jobs import Job, launcher_command
 
 #: how long the other ranks may take to end by themselves after one rank's test failed, seconds
 GRACE_S = 10.0
@@ -25,8 +29,10 @@ Phase = Literal["setup", "call", "teardown"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to start. `arguments` go through a file, so that no launcher can misread a test's id."""
+    """What to start: `tests` are node ids, run in this order by one job; `arguments` go through a file, so that no launcher can
+    misread a test's id."""
 
+    tests: Sequence[str]
     ranks: int
     launcher: str
     python: Sequence[str]
@@ -34,12 +40,11 @@ class Plan:
     reports_option: str
     environment: Mapping[str, str]
     directory: Path
-    timeout: float
 
 
 @dataclass
 class Rank:
-    """What one rank's session has written so far."""
+    """What one rank has written about one test so far; `done`: it is through with it."""
 
     done: bool = False
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -55,10 +60,15 @@ class Rank:
 
 @dataclass
 class Run:
-    """How it went: per rank, and what the launcher said. `trouble` is empty if all ranks came to their end by themselves."""
+    """How it went: per rank, and what the launcher said.
+
+    `lost`: ranks went without a report while the rest waited; `trouble` is empty if all ranks ended by themselves.
+    """
 
     ranks: list[Rank]
     seconds: float = 0.0
+    last: bool = True
+    lost: bool = False
     code: int | None = None
     trouble: str = ""
     stdout: str = ""
@@ -66,63 +76,101 @@ class Run:
     stacks: dict[str, str] = field(default_factory=dict)
 
 
-def run_plan(plan: Plan) -> Run:
-    """Run the plan to its end, its time limit, or `GRACE_S` after the first rank that failed."""
-    directory = Path(tempfile.mkdtemp(prefix="pympx-ranks-"))
-    try:
-        return _run(plan, directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+class Batch:
+    """One job of inner sessions that go through the plan's tests together; `result` is called once per test, in order.
 
+    After a test that failed, or when a rank is lost, the job is over (`over`): the tests that are left need another batch.
+    """
 
-def _run(plan: Plan, directory: Path) -> Run:
-    arguments = directory / "arguments"
-    arguments.write_text("".join(f"{line}\n" for line in [*plan.arguments, f"{plan.reports_option}={directory}"]))
-    run = Run([Rank() for _ in range(plan.ranks)])
-    started = time.monotonic()
-    try:
-        command = launcher_command([*plan.python, f"@{arguments}"], plan.ranks, plan.launcher)
-    except (LauncherError, ValueError) as error:
-        run.trouble = str(error)
-        return run
-    paths = directory / "stdout", directory / "stderr"
-    with (
-        paths[0].open("wb") as out,
-        paths[1].open("wb") as err,
-        Job(command, env=plan.environment, cwd=plan.directory, stdout=out, stderr=err) as job,
-    ):
-        deadline = started + plan.timeout
-        first_failure = 0.0
-        while (code := job.wait(0.05)) is None:
-            run.ranks = _read(directory, plan.ranks)
-            now = time.monotonic()
-            if not first_failure and any(rank.failed for rank in run.ranks):
-                first_failure = now
-            if now > deadline:
-                run.trouble = f"not over after {plan.timeout:g} s"
-            elif first_failure and now - first_failure > GRACE_S and not all(rank.done for rank in run.ranks):
-                run.trouble = f"ranks were left {GRACE_S:g} s after the first failure"
-            if run.trouble:
-                run.stacks = dump_job(job)
-                break
-        job.kill()
-        run.code = code
-    run.seconds = time.monotonic() - started
-    run.ranks = _read(directory, plan.ranks)
-    run.stdout, run.stderr = (path.read_text(errors="replace") for path in paths)
-    return run
-
-
-def _read(directory: Path, n: int) -> list[Rank]:
-    ranks = []
-    for number in range(n):
+    def __init__(self, plan: Plan) -> None:
+        """Start the job. Raises LauncherError or ValueError when the plan's launcher cannot be used."""
+        self.plan = plan
+        self.over = False
+        self._next = 0
+        self._directory = Path(tempfile.mkdtemp(prefix="pympx-ranks-"))
         try:
-            data = json.loads((directory / f"rank{number}.json").read_text())
-        except FileNotFoundError:
-            ranks.append(Rank())
-        else:
-            ranks.append(Rank(data["done"], data["reports"], data["errors"]))
-    return ranks
+            (self._directory / "order.json").write_text(json.dumps({"tests": list(plan.tests), "ranks": plan.ranks}))
+            arguments = self._directory / "arguments"
+            arguments.write_text("".join(f"{line}\n" for line in [*plan.arguments, f"{plan.reports_option}={self._directory}"]))
+            command = launcher_command([*plan.python, f"@{arguments}"], plan.ranks, plan.launcher)
+            with (self._directory / "stdout").open("wb") as out, (self._directory / "stderr").open("wb") as err:
+                self._job = Job(command, env=plan.environment, cwd=plan.directory, stdout=out, stderr=err)
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+
+    @property
+    def next_test(self) -> str | None:
+        """The id of the test that `result` will wait for, None when the batch is over."""
+        return None if self.over else self.plan.tests[self._next]
+
+    def result(self, timeout: float) -> Run:
+        """Wait for the next test: to its end on all ranks, to the time limit, or to `GRACE_S` after the first rank that failed."""
+        index = self._next
+        self._next += 1
+        run = Run([], last=self._next == len(self.plan.tests))
+        started = time.monotonic()
+        first_failure = 0.0
+        missing: set[int] = set()
+        looked = started
+        while (code := self._job.wait(0.02)) is None:
+            run.ranks = self._read(index)
+            now = time.monotonic()
+            failed = any(rank.failed for rank in run.ranks)
+            done = all(rank.done for rank in run.ranks)
+            if done and not failed and not run.last:
+                break
+            if failed and not first_failure:
+                first_failure = now
+            if now > started + timeout:
+                run.trouble = f"not over after {timeout:g} s"
+            elif first_failure and now > first_failure + GRACE_S and not done:
+                run.trouble = f"ranks were left {GRACE_S:g} s after the first failure"
+            elif any(rank.done for rank in run.ranks) and not done and now > looked + 1:
+                # a launcher may wait for the rest when a rank leaves, and the rest waits for that rank
+                looked = now
+                alive = {process.rank for process in self._job.ranks()}
+                gone = {number for number, rank in enumerate(run.ranks) if not rank.done} - alive
+                run.lost = bool(gone & missing)
+                missing = gone
+            if run.lost:
+                break
+            if run.trouble:
+                # those that wait for the others at the end of the test have nothing to tell
+                run.stacks = dump_job(self._job, None if done else [number for number, rank in enumerate(run.ranks) if not rank.done])
+                break
+        run.code = code
+        run.ranks = self._read(index)
+        run.seconds = time.monotonic() - started
+        if run.code is not None or run.trouble or run.lost:
+            self._job.kill()
+            run.ranks = self._read(index)
+            run.stdout, run.stderr = ((self._directory / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+            self.close()
+        return run
+
+    def close(self) -> None:
+        """End the job and forget its files. Idempotent."""
+        if not self.over:
+            self.over = True
+            self._job.kill()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _read(self, index: int) -> list[Rank]:
+        ranks = []
+        for number in range(self.plan.ranks):
+            done = (self._directory / f"rank{number}.{index}.done").exists()
+            errors = _load(self._directory / f"rank{number}.end.json")
+            reports = _load(self._directory / f"rank{number}.{index}.json")
+            ranks.append(Rank(done or bool(errors), reports, [] if done else errors))
+        return ranks
+
+
+def _load(path: Path) -> list[Any]:
+    try:
+        return list(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return []
 
 
 def _names(numbers: Sequence[int]) -> str:
@@ -175,7 +223,7 @@ def _endings(plan: Plan, run: Run) -> list[str]:
     if hung:
         parts.append(f"{_names(hung)}: ended while still running")
     if lost:
-        parts.append(f"{_names(lost)}: died without a report (the launcher ended with code {run.code})")
+        parts.append(f"{_names(lost)}: died without a report" + ("" if run.code is None else f" (the launcher ended with code {run.code})"))
     if run.stacks:
         parts.append(format_stacks(run.stacks))
     silent_failure = run.code not in (0, None) and not lost and not any(rank.failed for rank in run.ranks)
