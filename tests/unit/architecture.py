@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from inspect import getattr_static
 from pathlib import Path
 
-NATIVE = (".c", ".cc", ".cpp", ".h", ".hpp")
+NATIVE = (".c", ".cc", ".cpp", ".h", ".hh", ".hpp")
 CYTHON = (".pyx", ".pxd", ".pxi")
 ENGINE_LINES, BINDINGS_LINES, TRANSPORT_LINES = 8000, 3000, 2500
 #: what a user imports of pympx, and so may an app
