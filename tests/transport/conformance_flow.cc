@@ -10,7 +10,7 @@ namespace mpx::conform {
 namespace {
 
 constexpr uint64_t kMaxBuffered = 256u << 20;  // bytes that may be on their way to a receiver that does not progress
-constexpr uint64_t kMaxQueued = 2'000'000;     // messages
+constexpr uint64_t kMaxQueued = 500'000;     // messages
 
 // Sends without the receiver's progress until the sender hears NO_RESOURCE for good.
 bool exhaust(World &w, Talk &talk) {

@@ -26,6 +26,26 @@ CONFORMANCE(life_connect, "life: both sides connect at once") {
     }
 }
 
+CONFORMANCE(life_check, "life: ep_check of a living peer says so, or is UNSUPPORTED") {
+    World w(2);
+    const uint64_t seed = rng()();
+    Talk a(w.node(0), 0, {.seed = seed, .count = 1, .to = {1}, .from = options().loopback ? std::vector<int>{1} : std::vector<int>{}});
+    std::unique_ptr<Talk> b;
+    if (!options().loopback) b = std::make_unique<Talk>(w.node(1), 1, TalkShape{.seed = seed, .count = 1, .from = {0}});
+    w.until("the first message", [&] { return a.send(), a.done() && (!b || b->done()); });
+    for (int round = 0; round < 10; ++round) {
+        Op &op = w.node(0).op("ep_check");
+        const mpx_status st = w.node(0).check(w.peer(0, 1), op);
+        if (st == MPX_ERR_UNSUPPORTED) {
+            std::printf("  ep_check is UNSUPPORTED\n");
+            return;
+        }
+        if (!EXPECT(st >= 0, "ep_check of a living peer returned %d", st)) return;
+        if (w.until("the answer of ep_check", [&] { return op.finished(); })) EXPECT(op.status == MPX_OK, "ep_check completed with %d", op.status);
+    }
+    EXPECT(!w.peer(0, 1).errors, "ep_check of a living peer ended in on_error");
+}
+
 CONFORMANCE(life_stranger, "life: who is refused by on_incoming is not heard, and others are") {
     if (!need_two_parties()) return;
     Node a, b, c;
@@ -33,7 +53,7 @@ CONFORMANCE(life_stranger, "life: who is refused by on_incoming is not heard, an
     c.know(1, b.address());
     b.know(2, c.address());  // and not a
     const uint64_t seed = rng()();
-    Talk stranger(a, 0, {.seed = seed, .count = 50, .max_len = 1000, .to = {1}});
+    Talk stranger(a, 0, {.seed = seed, .count = 50, .max_len = 1000, .peer_may_die = true, .to = {1}});
     Talk friendly(c, 2, {.seed = seed, .count = 50, .max_len = 1000, .to = {1}});
     Talk host(b, 1, {.seed = seed, .count = 50, .max_len = 1000, .from = {2}});
     for (double last = now_s(); now_s() - last < 8 && !(friendly.done() && host.done());) {
@@ -112,7 +132,7 @@ void peer_dies(bool busy) {
         [&](Party &p) {
             Node &n = p.node();
             const int other = 1 - p.rank();
-            Talk talk(n, p.rank(), {.seed = seed, .count = 3, .max_len = 1000, .to = {other}, .from = {other}});
+            Talk talk(n, p.rank(), {.seed = seed, .count = 3, .max_len = 1000, .peer_may_die = true, .to = {other}, .from = {other}});
             wait_until(n, "the first messages", [&] { return talk.send(), talk.done(); });
             Bytes exposed(8u << 20, 0x42), ticket;
             mpx_mem_h memh = nullptr;
@@ -164,6 +184,10 @@ void peer_dies(bool busy) {
             if (peer.errors) {
                 const mpx_status st = n.am_short(peer, 1, 0, nullptr, 0);
                 EXPECT(st < 0 && st != MPX_ERR_NO_RESOURCE, "peer died: a later send returned %d", st);
+            }
+            if (has(MPX_CAP_LINK_MAY_BREAK)) {
+                const mpx_status st = table().ep_fence_off(peer.ep);
+                if (EXPECT(st == MPX_OK, "LINK_MAY_BREAK is advertised, and ep_fence_off of a broken link returned %d", st)) exercised(MPX_CAP_LINK_MAY_BREAK);
             }
             n.destroy_ep(1);
             if (key) table().rkey_release(n.domain(), key);

@@ -12,12 +12,16 @@
 namespace mpx::conform {
 namespace {
 
-constexpr unsigned kAllAccess = MPX_ACCESS_LOCAL | MPX_ACCESS_REMOTE_READ | MPX_ACCESS_REMOTE_WRITE | MPX_ACCESS_REMOTE_ATOMIC;
+// All that the transport can grant.
+unsigned every_access() {
+    return MPX_ACCESS_LOCAL | MPX_ACCESS_REMOTE_READ | (has(MPX_CAP_PUT_ZCOPY) ? unsigned{MPX_ACCESS_REMOTE_WRITE} : 0u) |
+           (has(MPX_CAP_ATOMIC64) ? unsigned{MPX_ACCESS_REMOTE_ATOMIC} : 0u);
+}
 
 // Memory that others reach: the transport's own (mem_alloc), or ordinary memory from `offset` into its page on.
 class Exposed {
   public:
-    Exposed(Node &n, size_t len, bool own, size_t offset = 0, unsigned access = kAllAccess) : domain_(n.domain()), len_(len), own_(own) {
+    Exposed(Node &n, size_t len, bool own, size_t offset = 0, unsigned access = every_access()) : domain_(n.domain()), len_(len), own_(own) {
         void *p = nullptr;
         if (own) {
             EXPECT(table().mem_alloc(domain_, len, &p, &memh_) == MPX_OK, "mem_alloc of %zu bytes failed: %s", len, table().why());
@@ -130,7 +134,7 @@ CONFORMANCE(rma_get, "get: sizes from 0 to 64 MiB, offsets, pieces; content, edg
     fill(original.data(), original.size(), key);
     for (bool own : {false, true}) {
         with_target(
-            kTargetBytes, own, own ? 0 : 17, kAllAccess, [&](uint8_t *at) { std::memcpy(at, original.data(), original.size()); },
+            kTargetBytes, own, own ? 0 : 17, every_access(), [&](uint8_t *at) { std::memcpy(at, original.data(), original.size()); },
             [&](Node &n, Peer &peer, Remote &remote) {
                 const auto one = [&](size_t offset, size_t len, size_t pieces) -> Op & {
                     Op &op = n.op("get_zcopy", Bytes(len + 32, 0x5a));
@@ -181,7 +185,7 @@ CONFORMANCE(rma_put, "put: sizes from 0 to 64 MiB, offsets, pieces; visible afte
             const size_t offset = len % 2 ? 4095 : 64, pieces = len % 3 == 1 ? std::min<size_t>(attributes().max_iov, 3) : 1;
             const size_t whole = offset + len + 64;
             with_target(
-                whole, own, 0, kAllAccess, [&](uint8_t *at) { std::fill_n(at, whole, kPoison); },
+                whole, own, 0, every_access(), [&](uint8_t *at) { std::fill_n(at, whole, kPoison); },
                 [&](Node &n, Peer &peer, Remote &remote) {
                     Bytes data(len);
                     fill(data.data(), len, key);
@@ -264,7 +268,7 @@ CONFORMANCE(rma_bounds, "rma: outside of the key's range or rights nothing is re
                     {"around the end of the address space", -(int64_t{1} << 62), 8}};
     for (bool own : {false, true})
         with_target(
-            kLen, own, own ? 0 : 64, kAllAccess, [&](uint8_t *at) { std::fill_n(at, kLen, 0x11); },
+            kLen, own, own ? 0 : 64, every_access(), [&](uint8_t *at) { std::fill_n(at, kLen, 0x11); },
             [&](Node &n, Peer &peer, Remote &remote) {
                 for (const auto &o : kOutside) {
                     const uint64_t raddr = remote.address + static_cast<uint64_t>(o.offset);
@@ -304,7 +308,7 @@ CONFORMANCE(rma_pointer, "rkey_ptr: a peer's memory by load and store") {
     constexpr size_t kLen = 1u << 20;
     const uint64_t key = rng()();
     with_target(
-        kLen, true, 0, kAllAccess, [&](uint8_t *at) { fill(at, kLen, key); },
+        kLen, true, 0, every_access(), [&](uint8_t *at) { fill(at, kLen, key); },
         [&](Node &n, Peer &, Remote &remote) {
             auto *p = static_cast<uint8_t *>(table().rkey_ptr(n.domain(), remote.key, remote.address));
             if (!EXPECT(p, "rkey_ptr of mem_alloc's memory is NULL: %s", table().why())) return;

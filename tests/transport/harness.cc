@@ -453,6 +453,10 @@ mpx_status Node::flush(Peer &p, Op &op) {
     return start(op, 0, [&] { return iface_->ops->ep_flush(p.ep, &op); });
 }
 
+mpx_status Node::check(Peer &p, Op &op) {
+    return start(op, 0, [&] { return table().ep_check(p.ep, &op); });
+}
+
 Op &Node::op(const char *what, Bytes buffer) {
     ops_.push_back(std::make_unique<Op>());
     Op &op = *ops_.back();

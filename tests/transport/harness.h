@@ -128,6 +128,7 @@ class Node {
     mpx_status get(Peer &, Op &, uint64_t raddr, mpx_rkey_h, size_t pieces = 1);
     mpx_status atomic(Peer &, Op &, unsigned op, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr, mpx_rkey_h);
     mpx_status flush(Peer &, Op &);
+    mpx_status check(Peer &, Op &);
 
     Op &op(const char *what, Bytes buffer = {});
     size_t outstanding() const { return outstanding_; }

@@ -92,7 +92,8 @@ bool Talk::send() {
             Peer &peer = node_.peer(index);
             const mpx_status st = send_one(peer, out);
             if (st < 0) {
-                EXPECT(st == MPX_ERR_NO_RESOURCE || peer.errors, "sending message %llu (kind %d, %zu bytes) returned %d",
+                const bool died = shape_.peer_may_die && (st == MPX_ERR_LINK_BROKEN || st == MPX_ERR_PEER_FAILED);
+                EXPECT(st == MPX_ERR_NO_RESOURCE || died, "sending message %llu (kind %d, %zu bytes) returned %d",
                        static_cast<unsigned long long>(out.sent), out.next->kind, out.next->len, st);
                 if (st != MPX_ERR_NO_RESOURCE) return any;
                 break;

@@ -34,6 +34,7 @@ struct TalkShape {
     uint64_t count = 0;       // messages to each peer
     size_t max_len = 65536;   // payload bytes; a kind's own limit may be lower
     size_t window = 64;       // operations outstanding at once
+    bool peer_may_die = false; // then sends may fail before on_error was told
     std::vector<int> to{}, from{};
 };
 
