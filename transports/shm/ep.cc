@@ -66,7 +66,7 @@ inline void publish(Ep *ep, size_t len, uint16_t tag) {
     out->init();
     pending = &peer->segment()->pending[slot / 64];
     bit = uint64_t{1} << slot % 64;
-    NativeAtomics::store(word, slot_word(self.nonce, Slot::kReady), std::memory_order_release);
+    NativeAtomics::store(word, slot_word(self.nonce, Slot::kReady), std::memory_order_relaxed);  // the first bell carries it
     return MPX_OK;
 }
 
@@ -75,7 +75,7 @@ void Ep::disconnect() {
     if (!out) return;
     out.reset();
     SegmentHeader *segment = peer->segment();
-    NativeAtomics::store(&segment->slots[slot], slot_word(owner().address.nonce, Slot::kClosed), std::memory_order_release);
+    NativeAtomics::store(&segment->slots[slot], slot_word(owner().address.nonce, Slot::kClosed), RingOrders::kLeave);
     if (Bell<>::ring(&segment->bell, pending, bit)) peer->wake();
     region = Mapping();
 }

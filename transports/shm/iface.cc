@@ -22,7 +22,7 @@ constexpr unsigned kIdlePolls = 1u << 16;   // a ring that was empty so often is
 constexpr unsigned kEventPolls = 1u << 12;  // calls of progress between two looks at the kernel's events
 constexpr size_t kPiece = 1u << 20;         // bytes of get and put per progress
 
-uint64_t load_slot(uint64_t *p) { return NativeAtomics::load(p, std::memory_order_acquire); }
+uint64_t load_slot(uint64_t *p) { return NativeAtomics::load(p, RingOrders::kLook); }
 
 }  // namespace
 

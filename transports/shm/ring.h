@@ -49,6 +49,8 @@ struct RingOrders {
     static constexpr auto kCollect = std::memory_order_acquire;  // ... and is seen after it
     static constexpr auto kRing = std::memory_order_release;     // the pending bit comes before the bell
     static constexpr auto kAnswer = std::memory_order_acquire;   // ... and is seen after it
+    static constexpr auto kLeave = std::memory_order_release;    // all messages come before the slot word that closes a ring
+    static constexpr auto kLook = std::memory_order_acquire;     // ... and are seen after it
 };
 
 // Head of the receiver, in cells, shifted left by one; bit 0: the sender waits for space.
