@@ -283,6 +283,31 @@ TEST_CASE("a cut link: one error, every completion with it, then the same error 
     table().rkey_release(a.domain, rkey);
 }
 
+TEST_CASE("after a fence no late byte lands; the completions follow in progress") {
+    Side a, b;
+    connect(a, b);
+    const std::string source(4 << 20, 's');
+    Registered reg(b, source.data(), source.size());
+    mpx_rkey_h rkey = unpack(a, reg.packed);
+    std::string dest(source.size(), '.');
+    Done done;
+    mpx_ep *ep = a.ep_of(b);
+    const mpx_iov iov{dest.data(), dest.size(), nullptr};
+    REQUIRE(a.iface->ops->get_zcopy(ep, &iov, 1, address_of(source.data()), rkey, &done) == MPX_INPROGRESS);
+    REQUIRE(b.send(b.ep_of(a), 1, 0, "late") == MPX_OK);
+    REQUIRE(until({&b}, [&] { return table().iface_bytes(b.iface, 0) > 600000; }));  // all of it waits in a's socket
+    CHECK(table().ep_fence_off(ep) == MPX_OK);
+    CHECK(done.calls == 0);
+    CHECK(until({&a}, [&] { return a.errors.size() == 1; }));
+    CHECK(done.calls == 1);
+    CHECK(done.status == MPX_ERR_LINK_BROKEN);
+    CHECK(dest == std::string(dest.size(), '.'));
+    CHECK(a.inbox.empty());
+    CHECK(table().ep_fence_off(ep) == MPX_OK);
+    CHECK(a.errors.size() == 1);
+    table().rkey_release(a.domain, rkey);
+}
+
 TEST_CASE("an ep destroyed with operations in flight completes them once, canceled, and frees their buffers") {
     Side a, b;
     connect(a, b);

@@ -144,6 +144,15 @@ mpx_status ep_create(mpx_iface *i, const void *addr, size_t len, mpx_ep **out) {
     return MPX_OK;
 }
 
+// Only progress reads, and the next one closes a fenced link before it reads anything. A broken link is closed already.
+mpx_status ep_fence_off(mpx_ep *e) {
+    Ep *ep = self(e);
+    if (!ep->live) return MPX_OK;
+    ep->live->fenced = true;
+    ep->owner->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " was fenced off");
+    return MPX_OK;
+}
+
 // Liveness is the kernel's: keepalive and check_liveness end a dead link by themselves, so one that is up is alive.
 mpx_status ep_check(mpx_ep *e, mpx_completion *) {
     Link *link = usable(self(e));

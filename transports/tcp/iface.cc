@@ -230,8 +230,8 @@ unsigned Iface::report_broken() {
         Ep *ep = broken.back();
         broken.pop_back();
         if (Link *link = ep->live) {  // a send failed: what the peer sent before is still to be read
-            while (link->state == Link::kUp && link->read_in()) ++events;
-            if (link->state == Link::kUp) link_failed(link, "");
+            while (!link->fenced && link->state == Link::kUp && link->read_in()) ++events;
+            if (link->state == Link::kUp) link_failed(link, "fenced off");
         } else if (ep->link) {
             bury(ep->link);
         }

@@ -1,5 +1,5 @@
 // The table that the engine loads, and the reason of a thread's last failure. No exception leaves an entry: memory that runs out ends
-// a control call with NO_MEMORY.
+// a control call with NO_MEMORY, and the process when it happens in an operation (all noexcept).
 #include <new>
 
 #include "tcp.hh"
@@ -23,7 +23,6 @@ template <class... Args, mpx_status (*fn)(Args...)> struct Guard<fn> {
 
 mpx_status ep_address(mpx_ep *, void *) { return MPX_ERR_UNSUPPORTED; }
 mpx_status ep_connect(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
-mpx_status ep_fence_off(mpx_ep *) { return MPX_ERR_UNSUPPORTED; }
 mpx_status ep_repair(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
 
 constexpr mpx_transport kTable = {

@@ -156,6 +156,7 @@ struct Link {
     uint64_t sent = 0;
     bool yield = false;          // an operation was refused: let it in before the next piece
     bool tx_broken = false;
+    bool fenced = false;         // nothing more is read
     bool shut = false, eof = false;  // lingering: we said, the peer said all
     std::deque<Flush> flushes;
     bool idle_out() const { return head_at == head_cnt && out_begin == out_end; }
@@ -238,6 +239,7 @@ mpx_status iface_query(mpx_iface *, mpx_iface_attr *);
 mpx_status iface_address(mpx_iface *, void *);
 int iface_reachable(mpx_iface *, const void *, size_t);
 mpx_status ep_create(mpx_iface *, const void *, size_t, mpx_ep **);
+mpx_status ep_fence_off(mpx_ep *);
 mpx_status ep_check(mpx_ep *, mpx_completion *);
 void ep_destroy(mpx_ep *);
 uint64_t iface_bytes(mpx_iface *, int);
