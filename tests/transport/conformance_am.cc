@@ -87,7 +87,8 @@ std::vector<size_t> lengths_up_to(size_t limit) {
 CONFORMANCE(am_stream, "am: mixed kinds and sizes between two processes arrive once, in order, whole") {
     const uint64_t seed = rng()();
     team(2, [&](Party &p) {
-        Talk talk(p.node(), p.rank(), {.seed = seed, .count = 3000 * options().rounds, .max_len = 256u << 10, .to = others(p), .from = others(p)});
+        Talk talk(p.node(), p.rank(),
+                  {.seed = seed, .count = 3000 * options().rounds, .max_len = 256u << 10, .to = others(p), .from = others(p)});
         converse(p, talk);
     });
 }
@@ -175,7 +176,8 @@ CONFORMANCE(am_zcopy_limits, "am: zcopy limits of payload, header and pieces") {
 CONFORMANCE(am_crowd, "am: four processes, each to each, are told apart") {
     const uint64_t seed = rng()();
     team(4, [&](Party &p) {
-        Talk talk(p.node(), p.rank(), {.seed = seed, .count = 600 * options().rounds, .max_len = 32u << 10, .to = others(p), .from = others(p)});
+        Talk talk(p.node(), p.rank(),
+                  {.seed = seed, .count = 600 * options().rounds, .max_len = 32u << 10, .to = others(p), .from = others(p)});
         converse(p, talk);
     });
 }
@@ -186,7 +188,8 @@ CONFORMANCE(am_funnel, "am: many to one, then one to many") {
     team(5, [&](Party &p) {
         const std::vector<int> all = others(p), hub{0}, none;
         const bool me = p.rank() == 0;
-        TalkShape shape{.seed = seed, .count = 500 * options().rounds, .max_len = 32u << 10, .to = me ? none : hub, .from = me ? all : none};
+        TalkShape shape{
+            .seed = seed, .count = 500 * options().rounds, .max_len = 32u << 10, .to = me ? none : hub, .from = me ? all : none};
         {
             Talk in(p.node(), p.rank(), shape);
             converse(p, in);
@@ -219,7 +222,8 @@ CONFORMANCE(am_reply, "am: a handler may send") {
     const auto take = [&](Incoming &in) {
         uint64_t x = 0;
         if (EXPECT(in.len == 8, "an answer of %zu bytes", in.len)) std::memcpy(&x, in.data, sizeof x);
-        EXPECT(x == answered * 3, "answer %llu where %llu was due", static_cast<unsigned long long>(x), static_cast<unsigned long long>(answered * 3));
+        EXPECT(x == answered * 3, "answer %llu where %llu was due", static_cast<unsigned long long>(x),
+               static_cast<unsigned long long>(answered * 3));
         ++answered;
         return mpx_status{MPX_OK};
     };
@@ -278,7 +282,8 @@ CONFORMANCE(am_descriptors, "am: descriptors kept, given back late and in anothe
                     ready = true;
                 }
                 const bool brief = payload.size() <= attributes().max_am_short && sent % 2;
-                st = brief ? w.node(0).am_short(w.peer(0, 1), 1, sent, payload.data(), payload.size()) : w.node(0).am_bcopy(w.peer(0, 1), 2, payload);
+                st = brief ? w.node(0).am_short(w.peer(0, 1), 1, sent, payload.data(), payload.size())
+                           : w.node(0).am_bcopy(w.peer(0, 1), 2, payload);
                 if (st == MPX_OK) ready = false, ++sent;
             }
             for (uint64_t n = release ? draw(0, 8) : 0; n && !kept.empty(); --n) give_back(draw(0, kept.size() - 1));
@@ -288,7 +293,9 @@ CONFORMANCE(am_descriptors, "am: descriptors kept, given back late and in anothe
     run(count / 3, false);  // all that may be kept is kept: the rest must still flow
     hold_all = false;
     run(count, true);
-    if (!EXPECT(received == count, "%llu of %llu messages", static_cast<unsigned long long>(received), static_cast<unsigned long long>(count))) return;
+    if (!EXPECT(received == count, "%llu of %llu messages", static_cast<unsigned long long>(received),
+                static_cast<unsigned long long>(count)))
+        return;
     std::printf("  %llu descriptors were offered, %zu outlive their eps\n", static_cast<unsigned long long>(offered), kept.size());
     w.node(0).destroy_ep(options().loopback ? 0 : 1);
     if (!options().loopback && w.node(1).has_ep(0)) w.node(1).destroy_ep(0);

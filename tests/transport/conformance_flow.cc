@@ -10,7 +10,7 @@ namespace mpx::conform {
 namespace {
 
 constexpr uint64_t kMaxBuffered = 256u << 20;  // bytes that may be on their way to a receiver that does not progress
-constexpr uint64_t kMaxQueued = 500'000;     // messages
+constexpr uint64_t kMaxQueued = 500'000;       // messages
 
 // Sends without the receiver's progress until the sender hears NO_RESOURCE for good.
 bool exhaust(World &w, Talk &talk) {
@@ -33,7 +33,8 @@ void exhaust_and_wake(uint64_t kind, size_t max_len) {
     if (options().loopback) shape.from = {1};
     Talk tx(w.node(0), 0, shape);
     std::unique_ptr<Talk> rx;
-    if (!options().loopback) rx = std::make_unique<Talk>(w.node(1), 1, TalkShape{.seed = seed, .kinds = kind, .max_len = max_len, .from = {0}});
+    if (!options().loopback)
+        rx = std::make_unique<Talk>(w.node(1), 1, TalkShape{.seed = seed, .kinds = kind, .max_len = max_len, .from = {0}});
     Talk &in = rx ? *rx : tx;
     in.expect(1);
     if (!w.until("the first message", [&] { return tx.send(), tx.done() && in.received(); })) return;
@@ -87,7 +88,8 @@ CONFORMANCE(flow_both_processes, "flow: both directions saturated between proces
     const uint64_t seed = rng()();
     team(2, [&](Party &p) {
         const std::vector<int> other{1 - p.rank()};
-        Talk talk(p.node(), p.rank(), {.seed = seed, .count = 3000 * options().rounds, .max_len = 64u << 10, .window = 1000, .to = other, .from = other});
+        Talk talk(p.node(), p.rank(),
+                  {.seed = seed, .count = 3000 * options().rounds, .max_len = 64u << 10, .window = 1000, .to = other, .from = other});
         // Sends whenever it may, and sleeps as soon as it may: the event alone says when to go on.
         wait_until(p.node(), "both directions", [&] {
             talk.send();
@@ -155,8 +157,8 @@ CONFORMANCE(flow_arm, "event: a message between arm and poll wakes, one before a
                 if (!options().loopback) w.node(0).progress();
                 awake = poll(&fd, 1, options().loopback ? 5000 : 1) > 0;
             }
-            if (!EXPECT(awake, "lost wake-up: round %llu, a message sent %s arm, and 5 s of silence", static_cast<unsigned long long>(round),
-                        before ? "before" : "after"))
+            if (!EXPECT(awake, "lost wake-up: round %llu, a message sent %s arm, and 5 s of silence",
+                        static_cast<unsigned long long>(round), before ? "before" : "after"))
                 return;
             exercised(MPX_CAP_EVENT_FD);
             to.progress();
@@ -188,7 +190,8 @@ CONFORMANCE(flow_rounds, "event: 10^4 rounds of arm, poll and wake between two p
             if (p.rank() == 1) send();
         }
         p.barrier();
-        EXPECT(received == rounds, "%llu of %llu turns", static_cast<unsigned long long>(received), static_cast<unsigned long long>(rounds));
+        EXPECT(received == rounds, "%llu of %llu turns", static_cast<unsigned long long>(received),
+               static_cast<unsigned long long>(rounds));
     });
 }
 

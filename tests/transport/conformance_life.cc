@@ -41,7 +41,8 @@ CONFORMANCE(life_check, "life: ep_check of a living peer says so, or is UNSUPPOR
             return;
         }
         if (!EXPECT(st >= 0, "ep_check of a living peer returned %d", st)) return;
-        if (w.until("the answer of ep_check", [&] { return op.finished(); })) EXPECT(op.status == MPX_OK, "ep_check completed with %d", op.status);
+        if (w.until("the answer of ep_check", [&] { return op.finished(); }))
+            EXPECT(op.status == MPX_OK, "ep_check completed with %d", op.status);
     }
     EXPECT(!w.peer(0, 1).errors, "ep_check of a living peer ended in on_error");
 }
@@ -87,7 +88,8 @@ CONFORMANCE(life_destroy, "life: an ep destroyed with operations in flight, each
         mpx_rkey_h key = nullptr;
         if (has(MPX_CAP_GET_ZCOPY)) {
             Bytes packed(attributes().rkey_packed_len);
-            EXPECT(table().mem_reg(rx.domain(), exposed.data(), exposed.size(), MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &memh) == MPX_OK, "mem_reg failed");
+            EXPECT(table().mem_reg(rx.domain(), exposed.data(), exposed.size(), MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &memh) == MPX_OK,
+                   "mem_reg failed");
             EXPECT(table().rkey_pack(rx.domain(), memh, packed.data(), packed.size()) == MPX_OK, "rkey_pack failed");
             EXPECT(table().rkey_unpack(tx.domain(), packed.data(), packed.size(), &key) == MPX_OK, "rkey_unpack failed");
             for (uint64_t n = draw(0, 8); n; --n) {
@@ -97,8 +99,10 @@ CONFORMANCE(life_destroy, "life: an ep destroyed with operations in flight, each
         }
         for (uint64_t n = draw(0, 3); n; --n) w.node(static_cast<int>(draw(0, 1))).progress();
         tx.destroy_ep(there);
-        EXPECT(tx.outstanding() == 0, "destroy: %zu of %d completions did not come before ep_destroy returned", tx.outstanding(), tx.completions());
-        EXPECT(tx.completions(MPX_OK) + tx.completions(MPX_ERR_CANCELED) == tx.completions(), "destroy: a completion with neither OK nor CANCELED");
+        EXPECT(tx.outstanding() == 0, "destroy: %zu of %d completions did not come before ep_destroy returned", tx.outstanding(),
+               tx.completions());
+        EXPECT(tx.completions(MPX_OK) + tx.completions(MPX_ERR_CANCELED) == tx.completions(),
+               "destroy: a completion with neither OK nor CANCELED");
         // What arrives afterwards is a prefix of what was sent, and never the poison that the buffers now hold: Talk checks.
         w.settle();
         tx.check_graves();
@@ -111,7 +115,8 @@ CONFORMANCE(life_destroy, "life: an ep destroyed with operations in flight, each
         shape = {.seed = again, .count = 20, .max_len = 64u << 10, .to = {1}};
         if (options().loopback) shape.from = {1};
         Talk out2(tx, 0, shape);
-        if (!options().loopback) in = std::make_unique<Talk>(rx, 1, TalkShape{.seed = again, .count = 20, .max_len = 64u << 10, .from = {0}});
+        if (!options().loopback)
+            in = std::make_unique<Talk>(rx, 1, TalkShape{.seed = again, .count = 20, .max_len = 64u << 10, .from = {0}});
         if (!w.until("messages over an ep made anew", [&] {
                 // The receiver may have to drop an ep that it learns to be dead only now.
                 if (rx.has_ep(0) && rx.peer(0).errors && &rx != &tx) rx.destroy_ep(0);
@@ -138,7 +143,8 @@ void peer_dies(bool busy) {
             mpx_mem_h memh = nullptr;
             if (has(MPX_CAP_GET_ZCOPY) && p.rank() == 1) {
                 ticket.resize(attributes().rkey_packed_len);
-                EXPECT(table().mem_reg(n.domain(), exposed.data(), exposed.size(), MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &memh) == MPX_OK, "mem_reg failed");
+                EXPECT(table().mem_reg(n.domain(), exposed.data(), exposed.size(), MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &memh) == MPX_OK,
+                       "mem_reg failed");
                 EXPECT(table().rkey_pack(n.domain(), memh, ticket.data(), ticket.size()) == MPX_OK, "rkey_pack failed");
                 const uint64_t address = reinterpret_cast<uintptr_t>(exposed.data());
                 ticket.insert(ticket.end(), reinterpret_cast<const uint8_t *>(&address), reinterpret_cast<const uint8_t *>(&address + 1));
@@ -187,7 +193,8 @@ void peer_dies(bool busy) {
             }
             if (has(MPX_CAP_LINK_MAY_BREAK)) {
                 const mpx_status st = table().ep_fence_off(peer.ep);
-                if (EXPECT(st == MPX_OK, "LINK_MAY_BREAK is advertised, and ep_fence_off of a broken link returned %d", st)) exercised(MPX_CAP_LINK_MAY_BREAK);
+                if (EXPECT(st == MPX_OK, "LINK_MAY_BREAK is advertised, and ep_fence_off of a broken link returned %d", st))
+                    exercised(MPX_CAP_LINK_MAY_BREAK);
             }
             n.destroy_ep(1);
             if (key) table().rkey_release(n.domain(), key);

@@ -1,7 +1,7 @@
 // conformance --transport=/path/to/_fastpath.so [--loopback] [--long] [--seed=N] [--seconds=N] [doctest's options]
 //
-// Runs every test of the transport contract against one fast path; ends with a table of what was exercised per capability, and fails when an
-// advertised capability was exercised by no test.
+// Runs every test of the transport contract against one fast path; ends with a table of what was exercised per capability, and fails when
+// an advertised capability was exercised by no test.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 

@@ -21,7 +21,8 @@ unsigned every_access() {
 // Memory that others reach: the transport's own (mem_alloc), or ordinary memory from `offset` into its page on.
 class Exposed {
   public:
-    Exposed(Node &n, size_t len, bool own, size_t offset = 0, unsigned access = every_access()) : domain_(n.domain()), len_(len), own_(own) {
+    Exposed(Node &n, size_t len, bool own, size_t offset = 0, unsigned access = every_access())
+        : domain_(n.domain()), len_(len), own_(own) {
         void *p = nullptr;
         if (own) {
             EXPECT(table().mem_alloc(domain_, len, &p, &memh_) == MPX_OK, "mem_alloc of %zu bytes failed: %s", len, table().why());
@@ -141,9 +142,11 @@ CONFORMANCE(rma_get, "get: sizes from 0 to 64 MiB, offsets, pieces; content, edg
                     op.margin = 16;
                     op.check = [&original, offset, len](Op &o) {
                         EXPECT(o.status == MPX_OK, "get of %zu bytes completed with %d", len, o.status);
-                        EXPECT(std::memcmp(o.buffer.data() + 16, original.data() + offset, len) == 0, "get of %zu bytes from %zu: wrong content", len, offset);
+                        EXPECT(std::memcmp(o.buffer.data() + 16, original.data() + offset, len) == 0,
+                               "get of %zu bytes from %zu: wrong content", len, offset);
                         const Bytes edge(16, 0x5a);
-                        EXPECT(std::memcmp(o.buffer.data(), edge.data(), 16) == 0 && std::memcmp(o.buffer.data() + 16 + len, edge.data(), 16) == 0,
+                        EXPECT(std::memcmp(o.buffer.data(), edge.data(), 16) == 0 &&
+                                   std::memcmp(o.buffer.data() + 16 + len, edge.data(), 16) == 0,
                                "get of %zu bytes wrote outside of its buffer", len);
                     };
                     const mpx_status st = begin(n, [&] { return n.get(peer, op, remote.address + offset, remote.key, pieces); });
@@ -263,8 +266,12 @@ CONFORMANCE(rma_bounds, "rma: outside of the key's range or rights nothing is re
         const char *what;
         int64_t offset;
         size_t len;
-    } kOutside[] = {{"one byte before", -1, 8},  {"one byte beyond", kLen - 7, 8},        {"wholly before", -4096, 8},
-                    {"wholly beyond", kLen, 1},  {"longer than the range", 0, kLen + 1}, {"far away", int64_t{1} << 40, 8},
+    } kOutside[] = {{"one byte before", -1, 8},
+                    {"one byte beyond", kLen - 7, 8},
+                    {"wholly before", -4096, 8},
+                    {"wholly beyond", kLen, 1},
+                    {"longer than the range", 0, kLen + 1},
+                    {"far away", int64_t{1} << 40, 8},
                     {"around the end of the address space", -(int64_t{1} << 62), 8}};
     for (bool own : {false, true})
         with_target(
@@ -342,7 +349,8 @@ CONFORMANCE(rma_atomic, "atomic64: every operation, and the sum of concurrent ad
             std::vector<uint64_t> old(adds);
             for (uint64_t &result : old) {
                 Op &op = n.op("atomic64");
-                EXPECT(begin(n, [&] { return n.atomic(home, op, MPX_ATOMIC_ADD, 1, 0, &result, remote.address, remote.key); }) >= 0, "atomic add failed");
+                EXPECT(begin(n, [&] { return n.atomic(home, op, MPX_ATOMIC_ADD, 1, 0, &result, remote.address, remote.key); }) >= 0,
+                       "atomic add failed");
                 wait_until(n, "fewer atomics in flight", [&] { return n.outstanding() < 16; });
             }
             wait_until(n, "all atomics", [&] { return n.outstanding() == 0; });
@@ -363,7 +371,8 @@ CONFORMANCE(rma_atomic, "atomic64: every operation, and the sum of concurrent ad
             EXPECT(std::adjacent_find(old.begin(), old.end()) == old.end(), "atomic: two adds saw one value");
             const uint64_t sum = std::atomic_ref(*reinterpret_cast<uint64_t *>(exposed->data())).load();
             const uint64_t want = old.size() + (cpu && p.size() > 1 ? adds : 0);
-            EXPECT(sum == want, "atomic: the sum is %llu, not %llu", static_cast<unsigned long long>(sum), static_cast<unsigned long long>(want));
+            EXPECT(sum == want, "atomic: the sum is %llu, not %llu", static_cast<unsigned long long>(sum),
+                   static_cast<unsigned long long>(want));
         }
         p.barrier();
         if (p.rank() == p.size() - 1) {
@@ -372,9 +381,10 @@ CONFORMANCE(rma_atomic, "atomic64: every operation, and the sum of concurrent ad
             uint64_t value = 0, old = 0;
             const auto check = [&](const char *what, unsigned op, uint64_t operand, uint64_t compare, uint64_t becomes) {
                 Op &o = n.op(what);
-                const mpx_status st = complete(n, o, [&] { return n.atomic(home, o, op, operand, compare, &old, remote.address + 8, remote.key); });
-                EXPECT(st == MPX_OK && old == value, "atomic %s ended with %d and saw %llx instead of %llx", what, st, static_cast<unsigned long long>(old),
-                       static_cast<unsigned long long>(value));
+                const mpx_status st =
+                    complete(n, o, [&] { return n.atomic(home, o, op, operand, compare, &old, remote.address + 8, remote.key); });
+                EXPECT(st == MPX_OK && old == value, "atomic %s ended with %d and saw %llx instead of %llx", what, st,
+                       static_cast<unsigned long long>(old), static_cast<unsigned long long>(value));
                 value = becomes;
             };
             check("swap", MPX_ATOMIC_SWAP, 0xf0f0, 0, 0xf0f0);
@@ -387,7 +397,8 @@ CONFORMANCE(rma_atomic, "atomic64: every operation, and the sum of concurrent ad
             check("cswap that does not", MPX_ATOMIC_CSWAP, 6, 4, 5);
             check("swap", MPX_ATOMIC_SWAP, 0, 0, 0);
             Op &odd = n.op("atomic outside of the key's range");
-            const mpx_status st = complete(n, odd, [&] { return n.atomic(home, odd, MPX_ATOMIC_ADD, 1, 0, &old, remote.address + 64, remote.key); });
+            const mpx_status st =
+                complete(n, odd, [&] { return n.atomic(home, odd, MPX_ATOMIC_ADD, 1, 0, &old, remote.address + 64, remote.key); });
             EXPECT(st < 0 && st != MPX_ERR_NO_RESOURCE, "atomic outside of the key's range ended with %d", st);
         }
         p.barrier();

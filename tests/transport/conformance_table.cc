@@ -30,7 +30,8 @@ CONFORMANCE(table_complete, "table: versions, no null entry, a name") {
 CONFORMANCE(table_attributes, "table: attributes fit the capabilities") {
     const mpx_iface_attr &a = attributes();
     EXPECT(a.size == sizeof a, "iface_query filled %zu of %zu bytes", a.size, sizeof a);
-    EXPECT(cap_names(a.caps).find("unknown") == std::string::npos, "unknown capability bits in %llx", static_cast<unsigned long long>(a.caps));
+    EXPECT(cap_names(a.caps).find("unknown") == std::string::npos, "unknown capability bits in %llx",
+           static_cast<unsigned long long>(a.caps));
     EXPECT(has(MPX_CAP_AM_SHORT) && has(MPX_CAP_AM_BCOPY), "the engine needs am_short and am_bcopy");
     EXPECT(has(MPX_CAP_CONNECT_IFACE) || has(MPX_CAP_CONNECT_EP), "no way to connect");
     EXPECT(a.iface_addr_len > 0 && a.iface_addr_len <= 4096, "iface_addr_len %zu", a.iface_addr_len);
@@ -39,13 +40,15 @@ CONFORMANCE(table_attributes, "table: attributes fit the capabilities") {
     EXPECT(!rma || a.rkey_packed_len > 0, "one-sided access without a packed key");
     EXPECT(!has(MPX_CAP_AM_BCOPY) || a.max_am_bcopy >= 512, "max_am_bcopy %zu", a.max_am_bcopy);
     EXPECT(!has(MPX_CAP_AM_SHORT) || a.max_am_short >= 8, "max_am_short %zu", a.max_am_short);
-    EXPECT(!has(MPX_CAP_AM_ZCOPY) || (a.max_am_zcopy > 0 && a.max_am_hdr >= 8), "max_am_zcopy %zu, max_am_hdr %zu", a.max_am_zcopy, a.max_am_hdr);
+    EXPECT(!has(MPX_CAP_AM_ZCOPY) || (a.max_am_zcopy > 0 && a.max_am_hdr >= 8), "max_am_zcopy %zu, max_am_hdr %zu", a.max_am_zcopy,
+           a.max_am_hdr);
     const bool zcopy = a.caps & (MPX_CAP_AM_ZCOPY | MPX_CAP_PUT_ZCOPY | MPX_CAP_GET_ZCOPY);
     EXPECT(!zcopy || a.max_iov > 0, "zero-copy with max_iov 0");
     EXPECT(!(a.caps & (MPX_CAP_PUT_ZCOPY | MPX_CAP_GET_ZCOPY)) || a.max_zcopy > 0, "put or get with max_zcopy 0");
     EXPECT(a.latency_s > 0 && a.latency_s < 1, "latency %g s", a.latency_s);
     EXPECT(a.bandwidth_Bps > 1e6 && a.bandwidth_Bps < 1e13, "bandwidth %g B/s", a.bandwidth_Bps);
-    EXPECT(!has(MPX_CAP_GET_ZCOPY) || (a.get_bandwidth_Bps > 1e6 && a.get_bandwidth_Bps < 1e13), "get bandwidth %g B/s", a.get_bandwidth_Bps);
+    EXPECT(!has(MPX_CAP_GET_ZCOPY) || (a.get_bandwidth_Bps > 1e6 && a.get_bandwidth_Bps < 1e13), "get bandwidth %g B/s",
+           a.get_bandwidth_Bps);
     EXPECT(a.get_overhead_s >= 0 && a.overhead_s >= 0 && a.reg_fixed_s >= 0 && a.reg_per_byte_s >= 0, "a negative cost");
     EXPECT(has(MPX_CAP_ATOMIC64) == (a.atomic_domain != MPX_ATOMIC_DOMAIN_NONE), "atomic_domain %d", a.atomic_domain);
 

@@ -1,5 +1,6 @@
-// A transport with a planted fault: wraps the fast path named by FAULTY_LIBRARY and breaks one promise of the contract, named by FAULTY_FAULT.
-// It exists so that the conformance suite can be seen to find each fault; with FAULTY_FAULT=none it must pass the whole suite.
+// A transport with a planted fault: wraps the fast path named by FAULTY_LIBRARY and breaks one promise of the contract, named by
+// FAULTY_FAULT. It exists so that the conformance suite can be seen to find each fault; with FAULTY_FAULT=none it must pass the whole
+// suite.
 //
 // Ownership: each wrapper object owns the wrapped one. An operation's completion is wrapped by an Op that lives until its iface closes.
 #include <dlfcn.h>
@@ -124,9 +125,9 @@ struct Queued {
 
 struct Ep : mpx_ep {
     mpx_ep *wrapped = nullptr;
-    std::deque<Queued> queue;     // kNoBackPressure
-    std::optional<Queued> held;   // kReorder
-    unsigned held_for = 0;        // calls of progress
+    std::deque<Queued> queue;    // kNoBackPressure
+    std::optional<Queued> held;  // kReorder
+    unsigned held_for = 0;       // calls of progress
 };
 
 struct Slot {
@@ -270,10 +271,12 @@ mpx_status get_zcopy(mpx_ep *e, const mpx_iov *iov, size_t n, uint64_t raddr, mp
     std::vector<mpx_iov> pieces(iov, iov + n);
     if (n && pieces.back().len && fault() == Fault::kShortGet) --pieces.back().len;
     void *destination = n && pieces[0].len ? pieces[0].base : nullptr;
-    return start(e, c, destination, false, [&](Op *op) { return wrapped_ops(e).get_zcopy(of(e)->wrapped, pieces.data(), n, raddr, key, op); });
+    return start(e, c, destination, false,
+                 [&](Op *op) { return wrapped_ops(e).get_zcopy(of(e)->wrapped, pieces.data(), n, raddr, key, op); });
 }
 
-mpx_status atomic64(mpx_ep *e, unsigned what, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr, mpx_rkey_h key, mpx_completion *c) {
+mpx_status atomic64(mpx_ep *e, unsigned what, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr, mpx_rkey_h key,
+                    mpx_completion *c) {
     return start(e, c, nullptr, false,
                  [&](Op *op) { return wrapped_ops(e).atomic64(of(e)->wrapped, what, operand, compare, result, raddr, key, op); });
 }
@@ -311,9 +314,7 @@ mpx_status handle(void *arg, void *user, const void *header, size_t header_len, 
 
 void desc_release(mpx_iface *i, void *data) { of(i)->wrapped->ops->desc_release(of(i)->wrapped, data); }
 
-int event_fd(mpx_iface *i) {
-    return fault() == Fault::kLostWakeup ? of(i)->deaf_fd : of(i)->wrapped->ops->event_fd(of(i)->wrapped);
-}
+int event_fd(mpx_iface *i) { return fault() == Fault::kLostWakeup ? of(i)->deaf_fd : of(i)->wrapped->ops->event_fd(of(i)->wrapped); }
 
 mpx_status event_arm(mpx_iface *abi) {
     Iface *i = of(abi);
@@ -326,8 +327,9 @@ mpx_status event_arm(mpx_iface *abi) {
     return st;
 }
 
-constexpr mpx_iface_ops kOps = {sizeof(mpx_iface_ops), am_short, am_bcopy, am_zcopy,     put_zcopy, get_zcopy, atomic64,
-                                ep_fence,              ep_flush, progress, desc_release, event_arm, event_fd};
+constexpr mpx_iface_ops kOps = {
+    sizeof(mpx_iface_ops), am_short,  am_bcopy, am_zcopy, put_zcopy, get_zcopy, atomic64, ep_fence, ep_flush, progress,
+    desc_release,          event_arm, event_fd};
 
 // ---- control ----
 

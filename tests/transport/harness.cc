@@ -102,10 +102,12 @@ const mpx_iface_attr &attributes() {
         mpx_domain *d = nullptr;
         if (table().domain_open(&dp, &d) != MPX_OK) throw std::runtime_error(std::string("domain_open failed: ") + table().why());
         mpx_am_handler am[MPX_AM_ID_MAX];
-        std::fill_n(am, int{MPX_AM_ID_MAX},
-                    mpx_am_handler{[](void *, void *, const void *, size_t, void *, size_t, unsigned) -> mpx_status { return MPX_OK; }, nullptr});
-        const mpx_iface_params ip{sizeof ip, am, [](void *, const void *, size_t) -> mpx_ep * { return nullptr; },
-                                  [](void *, mpx_ep *, mpx_status) {}, nullptr, 0};
+        std::fill_n(
+            am, int{MPX_AM_ID_MAX},
+            mpx_am_handler{[](void *, void *, const void *, size_t, void *, size_t, unsigned) -> mpx_status { return MPX_OK; }, nullptr});
+        const mpx_iface_params ip{
+            sizeof ip, am, [](void *, const void *, size_t) -> mpx_ep * { return nullptr; }, [](void *, mpx_ep *, mpx_status) {},
+            nullptr,   0};
         mpx_iface *i = nullptr;
         if (table().iface_open(d, &ip, &i) != MPX_OK) throw std::runtime_error(std::string("iface_open failed: ") + table().why());
         const mpx_iface_attr got = query(i);
@@ -120,13 +122,20 @@ std::string cap_names(uint64_t caps) {
     static constexpr struct {
         uint64_t bit;
         const char *name;
-    } kNames[] = {{MPX_CAP_AM_SHORT, "AM_SHORT"},   {MPX_CAP_AM_BCOPY, "AM_BCOPY"},
-                  {MPX_CAP_AM_ZCOPY, "AM_ZCOPY"},   {MPX_CAP_PUT_ZCOPY, "PUT_ZCOPY"},
-                  {MPX_CAP_GET_ZCOPY, "GET_ZCOPY"}, {MPX_CAP_ATOMIC64, "ATOMIC64"},
-                  {MPX_CAP_RKEY_PTR, "RKEY_PTR"},   {MPX_CAP_CONNECT_IFACE, "CONNECT_IFACE"},
-                  {MPX_CAP_CONNECT_EP, "CONNECT_EP"}, {MPX_CAP_EVENT_FD, "EVENT_FD"},
-                  {MPX_CAP_INTER_NODE, "INTER_NODE"}, {MPX_CAP_LINK_MAY_BREAK, "LINK_MAY_BREAK"},
-                  {MPX_CAP_NATIVE_PROGRESS, "NATIVE_PROGRESS"}, {MPX_CAP_NEED_MEMH, "NEED_MEMH"}};
+    } kNames[] = {{MPX_CAP_AM_SHORT, "AM_SHORT"},
+                  {MPX_CAP_AM_BCOPY, "AM_BCOPY"},
+                  {MPX_CAP_AM_ZCOPY, "AM_ZCOPY"},
+                  {MPX_CAP_PUT_ZCOPY, "PUT_ZCOPY"},
+                  {MPX_CAP_GET_ZCOPY, "GET_ZCOPY"},
+                  {MPX_CAP_ATOMIC64, "ATOMIC64"},
+                  {MPX_CAP_RKEY_PTR, "RKEY_PTR"},
+                  {MPX_CAP_CONNECT_IFACE, "CONNECT_IFACE"},
+                  {MPX_CAP_CONNECT_EP, "CONNECT_EP"},
+                  {MPX_CAP_EVENT_FD, "EVENT_FD"},
+                  {MPX_CAP_INTER_NODE, "INTER_NODE"},
+                  {MPX_CAP_LINK_MAY_BREAK, "LINK_MAY_BREAK"},
+                  {MPX_CAP_NATIVE_PROGRESS, "NATIVE_PROGRESS"},
+                  {MPX_CAP_NEED_MEMH, "NEED_MEMH"}};
     std::string out;
     for (const auto &n : kNames)
         if (caps & n.bit) out += (out.empty() ? "" : " ") + std::string(n.name), caps &= ~n.bit;
@@ -374,7 +383,8 @@ const std::vector<mpx_iov> &Node::pieces(Op &op, size_t n, unsigned access) {
     }
     if (memh && len && op.memh.empty()) {
         mpx_mem_h m = nullptr;
-        EXPECT(table().mem_reg(domain_, op.buffer.data(), op.buffer.size(), MPX_MEM_HOST, access, &m) == MPX_OK, "mem_reg failed: %s", table().why());
+        EXPECT(table().mem_reg(domain_, op.buffer.data(), op.buffer.size(), MPX_MEM_HOST, access, &m) == MPX_OK, "mem_reg failed: %s",
+               table().why());
         op.memh.push_back(m);
     }
     if (memh && len)
@@ -390,7 +400,8 @@ template <class F> mpx_status Node::start(Op &op, uint64_t cap, F &&call) {
     {
         In in(Where::kCall);
         st = call();
-        std::fill(op.iov.begin(), op.iov.end(), mpx_iov{nullptr, ~size_t{0}, nullptr});  // the array is the caller's again, only the bytes are not
+        std::fill(op.iov.begin(), op.iov.end(),
+                  mpx_iov{nullptr, ~size_t{0}, nullptr});  // the array is the caller's again, only the bytes are not
     }
     if (st == MPX_INPROGRESS) {
         exercised(cap);
@@ -445,7 +456,8 @@ mpx_status Node::get(Peer &p, Op &op, uint64_t raddr, mpx_rkey_h key, size_t n) 
     return start(op, MPX_CAP_GET_ZCOPY, [&] { return iface_->ops->get_zcopy(p.ep, iov.data(), iov.size(), raddr, key, &op); });
 }
 
-mpx_status Node::atomic(Peer &p, Op &op, unsigned what, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr, mpx_rkey_h key) {
+mpx_status Node::atomic(Peer &p, Op &op, unsigned what, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr,
+                        mpx_rkey_h key) {
     return start(op, MPX_CAP_ATOMIC64, [&] { return iface_->ops->atomic64(p.ep, what, operand, compare, result, raddr, key, &op); });
 }
 
@@ -662,7 +674,8 @@ void team(int size, const std::function<void(Party &)> &body, int killed) {
         waitpid(pids[r], &status, 0);
         close(fds[r]);
         if (static_cast<int>(r) == killed) EXPECT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "rank %zu was to be killed", r);
-        else EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "rank %zu ended with wait status 0x%x", r, static_cast<unsigned>(status));
+        else
+            EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "rank %zu ended with wait status 0x%x", r, static_cast<unsigned>(status));
     }
 }
 

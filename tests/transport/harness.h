@@ -22,17 +22,17 @@ namespace mpx::conform {
 using Bytes = std::vector<uint8_t>;
 
 struct Options {
-    std::string library;   // the fast path to load
-    bool loopback = false; // an iface reaches only itself
-    uint64_t rounds = 1;   // multiplies the rounds of random tests
+    std::string library;    // the fast path to load
+    bool loopback = false;  // an iface reaches only itself
+    uint64_t rounds = 1;    // multiplies the rounds of random tests
     uint64_t seed = 0;
-    unsigned seconds = 60; // watchdog per test
+    unsigned seconds = 60;  // watchdog per test
 };
 Options &options();
 
 const mpx_transport &table();
 mpx_iface_attr query(mpx_iface *iface);
-const mpx_iface_attr &attributes(); // as a fresh iface answered at the start
+const mpx_iface_attr &attributes();  // as a fresh iface answered at the start
 inline bool has(uint64_t caps) { return (attributes().caps & caps) == caps; }
 std::string cap_names(uint64_t caps);
 
@@ -49,16 +49,16 @@ void run_test(const char *name, void (*body)());
 // False, with the reason printed, when the transport does not advertise `caps`.
 bool need(uint64_t caps);
 bool need_two_parties();
-#define CONFORMANCE(id, name)                                                                                                              \
-    static void id();                                                                                                                      \
-    TEST_CASE(name) { ::mpx::conform::run_test(name, id); }                                                                                \
+#define CONFORMANCE(id, name)                               \
+    static void id();                                       \
+    TEST_CASE(name) { ::mpx::conform::run_test(name, id); } \
     static void id()
 
 // ---- content ----
 
-std::mt19937_64 &rng(); // seeded anew for each test, from the seed and the test's name
+std::mt19937_64 &rng();  // seeded anew for each test, from the seed and the test's name
 uint64_t draw(uint64_t low, uint64_t high);
-size_t draw_log(size_t high); // 0..high, log-uniform
+size_t draw_log(size_t high);  // 0..high, log-uniform
 void fill(void *at, size_t len, uint64_t key);
 bool filled(const void *at, size_t len, uint64_t key);
 constexpr uint8_t kPoison = 0xdd;
@@ -83,9 +83,9 @@ struct Op : mpx_completion {
     bool started = false;
     int completions = 0;
     mpx_status status = MPX_INPROGRESS;
-    Bytes buffer;      // poisoned at the completion: neither side may touch it any more
-    size_t margin = 0; // bytes at both ends of the buffer that are not part of the operation
-    std::function<void(Op &)> check; // run at the completion, before the poison
+    Bytes buffer;                     // poisoned at the completion: neither side may touch it any more
+    size_t margin = 0;                // bytes at both ends of the buffer that are not part of the operation
+    std::function<void(Op &)> check;  // run at the completion, before the poison
     std::vector<mpx_iov> iov;
     std::vector<mpx_mem_h> memh;
 
@@ -113,15 +113,15 @@ class Node {
     mpx_domain *domain() { return domain_; }
     mpx_iface *iface() { return iface_; }
     const Bytes &address() const { return address_; }
-    void know(int index, const Bytes &address); // this peer may connect, and be connected to
-    Peer &peer(int index);                      // its ep is created when there is none
+    void know(int index, const Bytes &address);  // this peer may connect, and be connected to
+    Peer &peer(int index);                       // its ep is created when there is none
     bool has_ep(int index) { return peers_.count(index) && peers_[index].ep; }
     void destroy_ep(int index);
     void on(uint8_t id, Handler handler) { handlers_[id] = std::move(handler); }
 
     unsigned progress();
     mpx_status am_short(Peer &, uint8_t id, uint64_t header, const void *buf, size_t len);
-    mpx_status am_bcopy(Peer &, uint8_t id, const Bytes &payload, size_t reserve = 0); // reserve: the len announced, if more
+    mpx_status am_bcopy(Peer &, uint8_t id, const Bytes &payload, size_t reserve = 0);  // reserve: the len announced, if more
     // The op's buffer is the payload, cut into `pieces`.
     mpx_status am_zcopy(Peer &, uint8_t id, const Bytes &header, Op &, size_t pieces = 1);
     mpx_status put(Peer &, Op &, uint64_t raddr, mpx_rkey_h, size_t pieces = 1);
@@ -134,7 +134,7 @@ class Node {
     size_t outstanding() const { return outstanding_; }
     int completions(mpx_status st) const { return statuses_.count(st) ? statuses_.at(st) : 0; }
     int completions() const;
-    void check_graves(); // buffers of completed operations still hold the poison
+    void check_graves();  // buffers of completed operations still hold the poison
 
     // Arms and sleeps until the event or `extra_fd` is readable. False when the time limit passed first.
     bool sleep(int extra_fd = -1);
@@ -177,8 +177,7 @@ class World {
     unsigned progress();
     // Progresses all nodes until `done`; a violation naming `what` when nothing has happened for seconds.
     bool until(const char *what, const std::function<bool()> &done);
-    void settle(); // until nothing moves any more
-    void close(int i) { nodes_[static_cast<size_t>(i)].reset(); }
+    void settle();  // until nothing moves any more
 
   private:
     std::vector<std::unique_ptr<Node>> nodes_;
@@ -199,7 +198,7 @@ class Party {
     // All parties' blobs by rank, the node progressed meanwhile; empty from one that is gone.
     std::vector<Bytes> exchange(const Bytes &mine = {}, bool progress = true);
     void barrier() { exchange(); }
-    void leave(); // the node closes, after a last barrier
+    void leave();  // the node closes, after a last barrier
 
   private:
     int rank_, size_, fd_;
@@ -213,4 +212,4 @@ void team(int size, const std::function<void(Party &)> &body, int killed = -1);
 double now_s();
 int open_descriptors();
 
-} // namespace mpx::conform
+}  // namespace mpx::conform

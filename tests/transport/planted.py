@@ -1,4 +1,6 @@
-"""Shows that the conformance suite finds each planted fault: the fitting test fails, with the fitting words, and it neither crashes nor hangs.
+"""Shows that the conformance suite finds each planted fault: the fitting test fails, with the fitting words.
+
+A crash or a hang of the suite does not count as found.
 
     planted.py CONFORMANCE FAULTY_LIBRARY WRAPPED_LIBRARY FAULT [--loopback]
 """

@@ -11,7 +11,9 @@ namespace {
 
 constexpr size_t kMaxHeader = 64;
 
-uint64_t direction(uint64_t seed, int from, int to) { return seed * 1000003 + static_cast<uint64_t>(from) * 1009 + static_cast<uint64_t>(to); }
+uint64_t direction(uint64_t seed, int from, int to) {
+    return seed * 1000003 + static_cast<uint64_t>(from) * 1009 + static_cast<uint64_t>(to);
+}
 
 Bytes content(size_t len, uint64_t sequence, uint64_t key) {
     Bytes b(len);
@@ -126,7 +128,8 @@ void Talk::check(Incoming &in, MessageKind kind) {
     if (sequence != m.sequence) return violation("header: wrong bytes in message %llu (kind %d)", n, kind);
     if (kind == kZcopy) {
         const Bytes header = content(m.header_len, m.sequence, m.key + 1);
-        if (m.header_len && std::memcmp(header.data(), in.header, m.header_len) != 0) return violation("header: wrong bytes in message %llu", n);
+        if (m.header_len && std::memcmp(header.data(), in.header, m.header_len) != 0)
+            return violation("header: wrong bytes in message %llu", n);
     }
     const Bytes payload = content(m.len, kind == kShort ? m.key : m.sequence, m.key);
     if (m.len && std::memcmp(payload.data(), in.data, m.len) != 0)
@@ -171,7 +174,8 @@ bool drive_by_events(const std::vector<std::pair<Node *, Talk *>> &parties) {
         if (poll(fds.data(), fds.size(), 5000) <= 0) {
             bool woke = false;
             for (auto [node, talk] : parties) woke |= node->progress() || talk->send();
-            violation(woke ? "lost wake-up: all slept for 5 s, and progress then did something" : "stalled: all sleep, and something was not delivered");
+            violation(woke ? "lost wake-up: all slept for 5 s, and progress then did something"
+                           : "stalled: all sleep, and something was not delivered");
             return false;
         }
         for (size_t i = 0; i < fds.size(); ++i)

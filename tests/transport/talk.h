@@ -31,10 +31,10 @@ constexpr uint64_t kAllKinds = MPX_CAP_AM_SHORT | MPX_CAP_AM_BCOPY | MPX_CAP_AM_
 
 struct TalkShape {
     uint64_t seed = 0, kinds = kAllKinds;
-    uint64_t count = 0;       // messages to each peer
-    size_t max_len = 65536;   // payload bytes; a kind's own limit may be lower
-    size_t window = 64;       // operations outstanding at once
-    bool peer_may_die = false; // then sends may fail before on_error was told
+    uint64_t count = 0;         // messages to each peer
+    size_t max_len = 65536;     // payload bytes; a kind's own limit may be lower
+    size_t window = 64;         // operations outstanding at once
+    bool peer_may_die = false;  // then sends may fail before on_error was told
     std::vector<int> to{}, from{};
 };
 
@@ -43,7 +43,7 @@ class Talk {
     Talk(Node &node, int me, TalkShape shape);
     // Sends until every peer said NO_RESOURCE, or all is sent. True when anything was sent.
     bool send();
-    void limit(uint64_t count) { shape_.count = count; } // what each peer gets in all; the other side is to expect the same
+    void limit(uint64_t count) { shape_.count = count; }  // what each peer gets in all; the other side is to expect the same
     void expect(uint64_t count) { expected_ = count; }
     bool sent() const;
     bool received() const;

@@ -27,11 +27,11 @@ namespace mpx {
 namespace {
 
 constexpr size_t kSlots = 64;
-constexpr size_t kMaxCopied = 8192;        // payload that a slot holds; 64 of them bound the queue to 512 KiB
-constexpr size_t kMaxZcopy = 1u << 20;     // one AM from the sender's own buffer
+constexpr size_t kMaxCopied = 8192;     // payload that a slot holds; 64 of them bound the queue to 512 KiB
+constexpr size_t kMaxZcopy = 1u << 20;  // one AM from the sender's own buffer
 constexpr size_t kMaxHeader = 256;
 constexpr size_t kMaxIov = 8;
-constexpr size_t kMaxKept = kSlots / 2;    // descriptors that handlers may hold back
+constexpr size_t kMaxKept = kSlots / 2;  // descriptors that handlers may hold back
 constexpr size_t kAddressBytes = 16;
 constexpr size_t kAlign = 64;
 
@@ -111,12 +111,11 @@ mpx_status mem_alloc(mpx_domain *d, size_t len, void **addr, mpx_mem_h *out) {
     if (len > std::numeric_limits<size_t>::max() - page) return fail(MPX_ERR_NO_MEMORY, "self: mem_alloc of more than the address space");
     void *p = std::aligned_alloc(page, std::max(page, (len + page - 1) / page * page));
     if (!p) return fail(MPX_ERR_NO_MEMORY, "self: out of memory");
-    const mpx_status st = guarded(
-        [&] { return add_registration(from_abi(d), p, len, MPX_ACCESS_REMOTE_READ | MPX_ACCESS_REMOTE_WRITE | MPX_ACCESS_REMOTE_ATOMIC, out); });
-    if (st == MPX_OK)
-        *addr = p;
-    else
-        std::free(p);
+    const mpx_status st = guarded([&] {
+        return add_registration(from_abi(d), p, len, MPX_ACCESS_REMOTE_READ | MPX_ACCESS_REMOTE_WRITE | MPX_ACCESS_REMOTE_ATOMIC, out);
+    });
+    if (st == MPX_OK) *addr = p;
+    else std::free(p);
     return st;
 }
 
@@ -321,8 +320,8 @@ mpx_status am_zcopy(mpx_ep *e, uint8_t id, const void *header, size_t header_len
 }
 
 // put and get differ in who is the source; both count as sent and received, since both ends are here.
-template <class Move>
-mpx_status move(mpx_ep *e, const mpx_iov *iov, size_t iovcnt, uint64_t raddr, mpx_rkey_h key, unsigned access, mpx_completion *c, Move &&copy) {
+template <class Move> mpx_status move(mpx_ep *e, const mpx_iov *iov, size_t iovcnt, uint64_t raddr, mpx_rkey_h key, unsigned access,
+                                      mpx_completion *c, Move &&copy) {
     Iface *i = iface_of(e);
     const size_t len = total(iov, iovcnt);
     auto *remote = static_cast<uint8_t *>(resolve(i->domain, key, raddr, len, access));
@@ -349,12 +348,19 @@ mpx_status get_zcopy(mpx_ep *e, const mpx_iov *iov, size_t iovcnt, uint64_t radd
 // Returns the old value.
 uint64_t apply(std::atomic_ref<uint64_t> target, unsigned op, uint64_t operand, uint64_t compare) {
     switch (op) {
-    case MPX_ATOMIC_ADD: return target.fetch_add(operand);
-    case MPX_ATOMIC_AND: return target.fetch_and(operand);
-    case MPX_ATOMIC_OR: return target.fetch_or(operand);
-    case MPX_ATOMIC_XOR: return target.fetch_xor(operand);
-    case MPX_ATOMIC_SWAP: return target.exchange(operand);
-    default: target.compare_exchange_strong(compare, operand); return compare;
+    case MPX_ATOMIC_ADD:
+        return target.fetch_add(operand);
+    case MPX_ATOMIC_AND:
+        return target.fetch_and(operand);
+    case MPX_ATOMIC_OR:
+        return target.fetch_or(operand);
+    case MPX_ATOMIC_XOR:
+        return target.fetch_xor(operand);
+    case MPX_ATOMIC_SWAP:
+        return target.exchange(operand);
+    default:
+        target.compare_exchange_strong(compare, operand);
+        return compare;
     }
 }
 
@@ -400,8 +406,9 @@ mpx_status event_arm(mpx_iface *abi) {
 
 int event_fd(mpx_iface *i) { return from_abi(i)->fd; }
 
-constexpr mpx_iface_ops kOps = {sizeof(mpx_iface_ops), am_short, am_bcopy, am_zcopy,     put_zcopy, get_zcopy, atomic64,
-                                ep_fence,              ep_flush, progress, desc_release, event_arm, event_fd};
+constexpr mpx_iface_ops kOps = {
+    sizeof(mpx_iface_ops), am_short,  am_bcopy, am_zcopy, put_zcopy, get_zcopy, atomic64, ep_fence, ep_flush, progress,
+    desc_release,          event_arm, event_fd};
 
 mpx_status iface_open(mpx_domain *d, const mpx_iface_params *p, mpx_iface **out) {
     if (!p || p->size < sizeof *p || !p->am) return fail(MPX_ERR_INVALID, "self: iface parameters of another ABI version");
@@ -500,9 +507,20 @@ mpx_status ep_fence_off(mpx_ep *) { return unsupported("self: there is no link t
 mpx_status ep_repair(mpx_ep *, const void *, size_t) { return unsupported("self: there is no link that could break"); }
 mpx_status ep_check(mpx_ep *e, mpx_completion *c) { return iface_of(e)->push_completion(from_abi(e), c); }  // who asks is alive
 
-constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport), "self", why, domain_open, domain_close, mem_alloc, mem_free, mem_reg,
-                                  mem_dereg, rkey_pack, rkey_unpack, rkey_ptr, rkey_release, iface_open, iface_close, iface_query, iface_address,
-                                  iface_reachable, ep_create, ep_address, ep_connect, ep_fence_off, ep_repair, ep_check, ep_destroy, iface_bytes};
+constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport),
+                                  "self",          why,
+                                  domain_open,     domain_close,
+                                  mem_alloc,       mem_free,
+                                  mem_reg,         mem_dereg,
+                                  rkey_pack,       rkey_unpack,
+                                  rkey_ptr,        rkey_release,
+                                  iface_open,      iface_close,
+                                  iface_query,     iface_address,
+                                  iface_reachable, ep_create,
+                                  ep_address,      ep_connect,
+                                  ep_fence_off,    ep_repair,
+                                  ep_check,        ep_destroy,
+                                  iface_bytes};
 
 }  // namespace
 }  // namespace mpx
