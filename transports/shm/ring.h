@@ -2,8 +2,8 @@
 //
 // The data are 64-byte cells, mapped twice back to back by both sides, so every message is contiguous. A message takes whole
 // cells; the first 8 bytes are its state word: kEmpty, kParked (empty, and the receiver has stopped polling), or length and tag.
-// Before it publishes, the sender empties the state word of the position that follows; so the receiver polls one word, which
-// lies in the line that brings a small payload.
+// Before it publishes, the sender empties the state word of the position that follows (a little ahead, while there is space); so
+// the receiver polls one word, which lies in the line that brings a small payload.
 //
 // Every sleeping decision is made by an RMW on the very word whose change would end the sleep, so coherence alone excludes a
 // lost wake-up and no fence is needed: the receiver parks by CAS on the state word that it polls (publishing is an exchange, it
@@ -30,13 +30,6 @@ struct NativeAtomics {
     static uint64_t fetch_or(uint64_t *p, uint64_t v, std::memory_order o) { return Word(*p).fetch_or(v, o); }
     static bool cas(uint64_t *p, uint64_t expected, uint64_t desired, std::memory_order o) {
         return Word(*p).compare_exchange_strong(expected, desired, o, std::memory_order_relaxed);
-    }
-    static void prefetch_write([[maybe_unused]] const void *p) {
-#if defined(__x86_64__)
-        __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char *>(p)));
-#else
-        __builtin_prefetch(p, 1);
-#endif
     }
 };
 
@@ -104,10 +97,13 @@ public:
     // Sends the `len` bytes written; `len` may be less than reserved. True: the receiver is parked, ring its bell.
     bool publish(size_t len, uint16_t tag) {
         const uint64_t next = tail_ + Message::cells(len);
-        A::store(this->state(next), Message::kEmpty, std::memory_order_relaxed);
+        if (emptied_ <= next) {
+            emptied_ = next;
+            empty_one();
+        }
         const uint64_t old = A::exchange(this->state(tail_), Message::pack(len, tag), O::kPublish);
         tail_ = next;
-        A::prefetch_write(this->state(next + 1));
+        while (emptied_ <= next + kAhead && emptied_ - (head_ >> 1) < this->size_) empty_one();
         return old == Message::kParked;
     }
 
@@ -117,7 +113,12 @@ public:
     }
 
 private:
+    static constexpr uint64_t kAhead = 2;
+    void empty_one() { A::store(this->state(emptied_++), Message::kEmpty, std::memory_order_relaxed); }
+
     uint64_t tail_ = 0;
+    uint64_t emptied_ = 1;   // state words of [tail_ + 1, emptied_) are empty already: taking a line from the receiver costs
+                             // a transfer, which is better spent after a message than before the next
     uint64_t head_ = 0;  // the control's word as last read
 };
 

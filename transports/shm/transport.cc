@@ -10,7 +10,7 @@ namespace mpx::shm {
 namespace {
 
 // What the transport says of itself. Times and rates: bench/shm_pingpong, see README.md.
-constexpr double kLatency = 0.3e-6, kBandwidth = 12.5e9, kGetOverhead = 0.8e-6, kGetBandwidth = 8.5e9, kOverhead = 0.06e-6;
+constexpr double kLatency = 0.2e-6, kBandwidth = 13e9, kGetOverhead = 0.8e-6, kGetBandwidth = 9.5e9, kOverhead = 0.06e-6;
 
 Iface *iface_of(mpx_iface *i) { return static_cast<Iface *>(i); }
 
