@@ -6,18 +6,21 @@ Rank and size are known without communication; everything else starts with the f
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from . import config
 from .bindings import runtime as engine
-from .bootstrap import join
-from .bootstrap.base import Bootstrap
+from .bootstrap import join_or_exit
+from .bootstrap.base import Bootstrap, BootstrapError
 from .plugins import manager
 
 _lock = threading.RLock()
@@ -40,8 +43,9 @@ def bootstrap() -> Bootstrap:
     global _bootstrap
     with _lock:
         if _bootstrap is None:
-            _bootstrap = join()
-            atexit.register(finalize)
+            _bootstrap = join_or_exit()
+            atexit.register(_finalize_at_exit)
+            _end_job_on_exception()
             os.register_at_fork(after_in_child=_forked)
         return _bootstrap
 
@@ -57,7 +61,7 @@ def before_farewell(call: Callable[[], None]) -> None:
 
 
 def start() -> None:
-    """Open transports and know all peers. Collective over the job. Raises TransportError or BootstrapError."""
+    """Open transports and know all peers. Collective over the job; ends it, with one line that says why, when that fails."""
     with _lock:
         if engine.is_running():
             return
@@ -79,15 +83,17 @@ def start() -> None:
         )
         engine.set_timeout(config.get("PYMPX_TIMEOUT") or 0)
         try:
-            _connect(boot, wanted, len(set(hosts)) == 1)
+            _connect(boot, wanted)
         except BaseException as error:
             engine.end(f"the runtime could not start: {error}")
-            raise
+            if boot.size == 1 or not isinstance(error, (TransportError, LookupError, RuntimeError, OSError, ValueError)):
+                raise
+            _give_up(boot, f"pympx: {error}")
         for call in _on_ready:
             call()
 
 
-def _connect(boot: Bootstrap, wanted: str, one_host: bool) -> None:
+def _connect(boot: Bootstrap, wanted: str) -> None:
     """Give every peer a transport: itself `self`; others the named one, or with ``auto`` the first that reaches them."""
     number = _open("self")
     engine.set_peer(boot.rank, number, engine.address(number))
@@ -100,7 +106,7 @@ def _connect(boot: Bootstrap, wanted: str, one_host: bool) -> None:
         try:
             number = _open(name)
             blob = engine.address(number)
-        except (TransportError, RuntimeError, LookupError, OSError, ValueError) as error:
+        except (RuntimeError, LookupError, OSError, ValueError) as error:
             number, blob = -1, b""
             unused[name] = str(error)
         # One exchange each, so that a transport that nobody needs is never opened.
@@ -139,6 +145,25 @@ def _host_identity() -> bytes:
         return file.read().strip()
 
 
+def _give_up(boot: Bootstrap, message: str) -> NoReturn:
+    """End the job with exit code 1. All ranks tend to fail alike: rank 0 says why, the others only if it does not."""
+    if boot.rank != 0:
+        time.sleep(0.5)
+    boot.abort(1, message)
+
+
+def _end_job_on_exception() -> None:
+    """Let an exception that nobody catches end the whole job: the other ranks would wait for this one for ever."""
+    show = sys.excepthook
+
+    def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        show(kind, value, trace)
+        if _bootstrap is not None and _bootstrap.size > 1 and not _finalized:
+            abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    sys.excepthook = hook
+
+
 def counters() -> dict[str, dict[str, int]]:
     """Return what this rank moved so far, by transport: payload bytes and messages sent and received, bytes on the medium.
 
@@ -165,6 +190,12 @@ def finalize() -> None:
             _bootstrap.finalize()
 
 
+def _finalize_at_exit() -> None:
+    # At exit nobody can handle a peer or launcher that is gone, and the launcher reports it.
+    with contextlib.suppress(BootstrapError, KeyboardInterrupt):
+        finalize()
+
+
 def is_finalized() -> bool:
     """Return whether finalize() was called."""
     return _finalized
@@ -182,4 +213,4 @@ def _forked() -> None:
     global _finalized
     _finalized = True
     engine.end("this process is a forked child of a rank; only the rank itself can communicate", forked=True)
-    atexit.unregister(finalize)
+    atexit.unregister(_finalize_at_exit)
