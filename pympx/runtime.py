@@ -113,20 +113,23 @@ def _connect(boot: Bootstrap, wanted: str) -> None:
         for rank, address in enumerate(boot.allgather(blob)):
             if rank not in left:
                 continue
-            reason = unused.get(name) if number < 0 else None
-            if reason is None:
-                reason = engine.unreachable_reason(number, address) if address else f"rank {rank} has no {name}"
+            if number < 0:
+                reason = unused[name]
+            elif not address:
+                reason = f"rank {rank} has no {name}"
+            else:
+                reason = engine.unreachable_reason(number, address)
             if not reason:
                 engine.set_peer(rank, number, address)
                 left.remove(rank)
-            elif len(reasons) < 3:
-                reasons.append(f"{name} to rank {rank}: {reason}")
+            elif reason not in reasons:
+                reasons.append(reason)
         if not any(boot.allgather(struct.pack("<I", len(left)))[r] != b"\0\0\0\0" for r in range(boot.size)):
             for other in names[names.index(name) + 1 :]:
                 unused[other] = f"{name} reaches every rank"
             return
     raise TransportError(f"PYMPX_TRANSPORT={wanted} cannot serve {len(left)} of {boot.size - 1} peers of rank {boot.rank}: "
-                         + ("; ".join(reasons) or "another rank has no transport to a peer"))
+                         + ("; ".join(reasons[:3]) or "another rank has no transport to a peer"))
 
 
 def _open(name: str) -> int:
