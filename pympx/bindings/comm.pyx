@@ -573,7 +573,10 @@ cdef class Comm:
                 orphan(r, NULL, (s, reduction, keep), False)
                 raise
         status = r.status
-        runtime.engine.release(r)
+        if r.done.load():
+            runtime.engine.release(r)
+        else:
+            orphan(r, NULL, (s, reduction, keep), False)  # failed, but not out of the buffers yet
         if status.error != Error.kNone:
             fail_status(&status, self.rank_of(status.source), status.bytes, what)
         return 0

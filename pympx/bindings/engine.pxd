@@ -51,6 +51,7 @@ cdef extern from "engine/request.h" namespace "mpx" nogil:
         cbool load()
     cdef cppclass Request "mpx::Request":
         AtomicBool done
+        AtomicBool failed
         Status status
         void *buffer
         uint64_t length

@@ -79,21 +79,23 @@ cdef int wait_for(Request *request) except -1:
     if request.done.load():
         return 0
     until = deadline()
-    while True:
+    while engine != NULL:
         with nogil:
             outcome = engine.wait(request)
         if after_wait(<int>outcome, until):
             return 0
+    return fail(ERR_OTHER, ended)
 
 
 cdef int wait_any_of(Request **requests, size_t count) except -1:
     cdef Wait outcome
     cdef double until = deadline()
-    while True:
+    while engine != NULL:
         with nogil:
             outcome = engine.wait_any(requests, count)
         if after_wait(<int>outcome, until):
             return 0
+    return fail(ERR_OTHER, ended)
 
 
 def create(int rank, int size, bytes job_key, eager_window, double spin_seconds, int hot_polls):

@@ -118,7 +118,8 @@ void Engine::define_context(uint32_t context, const int32_t *world, int32_t size
 
 void Engine::free_context(uint32_t context) {
     Locked locked(*this);
-    if (context < contexts_.size()) contexts_[context].reset();
+    // What is pending may still complete (MPI 4.1, section 7.4.3); the queue then stays until the end.
+    if (context < contexts_.size() && contexts_[context] && contexts_[context]->idle()) contexts_[context].reset();
 }
 
 // --- peers

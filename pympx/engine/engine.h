@@ -164,6 +164,7 @@ private:
     void run_vertex(Execution &, uint32_t vertex);
     void vertex_ended(Execution &, uint32_t vertex, Error);
     static void on_vertex_done(Request *);
+    void withdraw_receives(Execution &);
     void finish(Execution &);
 
     // completion, progress, sleep

@@ -1,6 +1,7 @@
 // See match.h.
 #include "match.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 
@@ -17,6 +18,11 @@ void Message::destroy(Message *m) { std::free(m); }
 MatchQueue::~MatchQueue() {
     for (auto &list : unexpected_)
         while (Message *m = list.pop_front()) Message::destroy(m);
+}
+
+bool MatchQueue::idle() const {
+    return posted_any_.empty() && std::all_of(posted_.begin(), posted_.end(), [](const auto &list) { return list.empty(); }) &&
+           std::all_of(unexpected_.begin(), unexpected_.end(), [](const auto &list) { return list.empty(); });
 }
 
 Request *MatchQueue::take_posted(int32_t source, int32_t tag) {

@@ -50,6 +50,8 @@ public:
     void add_unexpected(Message *);
     void remove_unexpected(Message *);
 
+    // Whether nothing waits here.
+    bool idle() const;
     // The first posted receive that names `source` (kAnySource: a wildcard); nullptr if there is none.
     Request *first_posted(int32_t source) const { return (source == kAnySource ? posted_any_ : posted_[source]).front(); }
 

@@ -2,7 +2,7 @@
 //
 // Ownership: Engine::allocate hands a request to its user (the skin or a schedule), who gives it back by Engine::release
 // after `done`. Until `done` the engine and the transport may touch it and its buffer; afterwards neither does.
-// Threads: everything but `done` and the fields it publishes belongs to the engine lock. Pool::give_back may be called by any thread.
+// Threads: everything but `done`, `failed` and the fields it publishes belongs to the engine lock. Pool::give_back may be called by any thread.
 #pragma once
 #include <pympx/transport.h>
 
@@ -61,8 +61,10 @@ struct Completion : mpx_completion {
 
 struct Request : PendingOp {
     Completion completion{};
-    ListLink<Request> queue;  // posted queue, Peer::inflight
+    ListLink<Request> queue;    // posted queue, Peer::inflight, Peer::streams
+    ListLink<Request> sibling;  // Execution::requests
     std::atomic<bool> done{false};
+    std::atomic<bool> failed{false};  // a collective whose error is known while parts of it still hold the buffers
     Kind kind = Kind::kSend;
     Protocol protocol = Protocol::kShort;
     SendMode mode = SendMode::kStandard;

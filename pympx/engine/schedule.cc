@@ -17,6 +17,7 @@ struct Execution {
     std::vector<uint32_t> ready;
     std::unique_ptr<char, decltype(&std::free)> temporary{nullptr, &std::free};
     Engine *engine = nullptr;
+    List<Request, &Request::sibling> requests;  // of vertices that run
     uint32_t running = 0;  // started, not ended
     uint32_t ended = 0;
     bool advancing = false;
@@ -143,12 +144,14 @@ void Engine::run_vertex(Execution &x, uint32_t index) {
             r->owner = &x;
             r->vertex = index;
             r->on_done = on_vertex_done;
+            x.requests.push_back(r);
             return;
         }
         case Schedule::kRecv: {
             Request *r = irecv_locked(b.context, b.world[v.peer], b.tag + v.slot, x.at(v.destination_buffer, v.destination_offset), v.bytes, false);
             r->owner = &x;
             r->vertex = index;
+            x.requests.push_back(r);
             if (r->done.load(std::memory_order_relaxed)) return on_vertex_done(r);
             r->on_done = on_vertex_done;
             return;
@@ -176,24 +179,44 @@ void Engine::on_vertex_done(Request *r) {
     const uint32_t vertex = r->vertex;
     const Error error = r->status.error;
     if (error != Error::kNone && x.error == Error::kNone) x.first_bad = r->status;
+    x.requests.remove(r);
     x.engine->requests_.give_back(r);
     x.engine->vertex_ended(x, vertex, error);
     x.engine->advance(x);
 }
 
-// After an error nothing new starts; what runs is waited for, so that buffers are free when the request is done.
+// After an error nothing new starts and receives are withdrawn: their senders may have given up too. What still runs then holds the
+// buffers, so the request is not done yet, but it is failed.
 void Engine::vertex_ended(Execution &x, uint32_t vertex, Error error) {
     x.running--;
     x.ended++;
     if (error != Error::kNone && x.error == Error::kNone) {
         x.error = error;
         x.ready.clear();
+        x.request->status = x.first_bad;
+        x.request->status.error = error;
+        withdraw_receives(x);
+        x.request->failed.store(true, std::memory_order_release);
+        if (sleeping_) wake_sleeper();
+        if (waiting_) completed_.notify_all();
     }
     if (x.error != Error::kNone) return;
     const Schedule::Vertex &v = x.schedule->vertices[vertex];
     for (uint32_t i = 0; i < v.successors; i++) {
         const uint32_t next = x.schedule->successors[v.first_successor + i];
         if (--x.waiting_for[next] == 0) x.ready.push_back(next);
+    }
+}
+
+void Engine::withdraw_receives(Execution &x) {
+    for (Request *r = x.requests.front(), *next; r; r = next) {
+        next = decltype(x.requests)::next(r);
+        if (r->stage != Stage::kPosted) continue;
+        queue_of(r->context).withdraw(r);
+        x.requests.remove(r);
+        r->stage = Stage::kIdle;
+        requests_.give_back(r);
+        x.running--;
     }
 }
 

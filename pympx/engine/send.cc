@@ -43,6 +43,7 @@ Request *Engine::allocate(Kind kind) {
     r->engine = this;
     r->generation++;
     r->done.store(false, std::memory_order_relaxed);
+    r->failed.store(false, std::memory_order_relaxed);
     r->kind = kind;
     r->stage = Stage::kIdle;
     r->mode = SendMode::kStandard;
