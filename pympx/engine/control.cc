@@ -27,6 +27,7 @@ Engine::Engine(const Config &config, std::string job_key) : config_(config), job
     handlers_[kAmFin].fn = on_fin;
     handlers_[kAmCredit].fn = on_credit;
     handlers_[kAmBye].fn = on_bye;
+    handlers_[kAmGivenUp].fn = on_given_up;
 }
 
 Engine::~Engine() {

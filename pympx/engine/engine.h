@@ -142,6 +142,7 @@ private:
     void get_done(Request *, mpx_status);
     void give_credit(Peer &, uint64_t bytes);
     void consume(Request *, Message *);
+    void give_up(Request *, Peer &, int32_t tag, int32_t failed_rank);
     bool hopeless(const MatchQueue &, int32_t source) const;
 
     // handlers of active messages; arg is the Engine, ep_user the Peer
@@ -153,6 +154,7 @@ private:
     static mpx_status on_fin(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_credit(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_bye(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    static mpx_status on_given_up(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_unknown(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_ep *on_incoming(void *, const void *, size_t);
     static void on_error(void *, mpx_ep *, mpx_status);
@@ -165,6 +167,7 @@ private:
     void vertex_ended(Execution &, uint32_t vertex, Error);
     static void on_vertex_done(Request *);
     void withdraw_receives(Execution &);
+    void tell_successors(Execution &);
     void finish(Execution &);
 
     // completion, progress, sleep

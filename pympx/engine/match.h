@@ -14,7 +14,7 @@ namespace mpx {
 
 // A message that arrived before its receive. Allocated with its payload or rkey behind it; freed by whoever matches it.
 struct Message {
-    enum class Form : uint8_t { kEager, kEagerSync, kRts };
+    enum class Form : uint8_t { kEager, kEagerSync, kRts, kGivenUp };
     ListLink<Message> link;
     Form form;
     Peer *peer;

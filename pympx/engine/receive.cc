@@ -122,6 +122,8 @@ void Engine::consume(Request *r, Message *m) {
     if (m->form == Message::Form::kRts) {
         const RtsHeader header{match_word(r->context, m->tag), m->sender_request, m->size, m->address, m->rkey_len};
         start_rendezvous(r, p, m->tag, header, m->payload());
+    } else if (m->form == Message::Form::kGivenUp) {
+        give_up(r, p, m->tag, static_cast<int32_t>(m->address));
     } else {
         deliver_eager(r, p, m->tag, m->payload(), m->size);
         if (m->form == Message::Form::kEagerSync) send_control(p, kAmFin, m->sender_request);
@@ -350,6 +352,37 @@ mpx_status Engine::on_fin(void *arg, void *ep_user, const void *header, size_t h
     if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer) return e.protocol_violation(p);
     p.inflight.remove(r);
     e.finish_send(r, Error::kNone);
+    return MPX_OK;
+}
+
+// The sender of a collective's message could not go on because `failed_rank` failed; so can't we.
+void Engine::give_up(Request *r, Peer &p, int32_t tag, int32_t failed_rank) {
+    const bool known = failed_rank >= 0 && failed_rank < config_.size;
+    r->status.source = known ? failed_rank : p.rank;
+    r->status.tag = tag;
+    complete(r, Error::kProcFailed);
+}
+
+mpx_status Engine::on_given_up(void *arg, void *ep_user, const void *header, size_t header_length, void *data, size_t length, unsigned) {
+    Engine &e = *static_cast<Engine *>(arg);
+    Peer &p = *static_cast<Peer *>(ep_user);
+    uint64_t match, failed_rank;
+    if (header_length != sizeof match || length != sizeof failed_rank) return e.protocol_violation(p);
+    std::memcpy(&match, header, sizeof match);
+    std::memcpy(&failed_rank, data, sizeof failed_rank);
+    MatchQueue &queue = e.queue_of(match_context(match));
+    const int32_t tag = match_tag(match);
+    if (Request *r = queue.take_posted(p.rank, tag)) {
+        e.give_up(r, p, tag, static_cast<int32_t>(failed_rank));
+        return MPX_OK;
+    }
+    Message *m = Message::create(0);
+    m->form = Message::Form::kGivenUp;
+    m->peer = &p;
+    m->source = p.rank;
+    m->tag = tag;
+    m->address = failed_rank;
+    queue.add_unexpected(m);
     return MPX_OK;
 }
 

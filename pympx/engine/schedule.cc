@@ -15,6 +15,7 @@ struct Execution {
     Request *request = nullptr;
     std::vector<uint32_t> waiting_for;  // dependencies left, per vertex
     std::vector<uint32_t> ready;
+    std::vector<bool> started;
     std::unique_ptr<char, decltype(&std::free)> temporary{nullptr, &std::free};
     Engine *engine = nullptr;
     List<Request, &Request::sibling> requests;  // of vertices that run
@@ -98,6 +99,7 @@ Request *Engine::start_locked(Schedule &schedule, const Binding &binding) {
     x->engine = this;
     x->waiting_for = schedule.dependencies;
     x->ready.assign(schedule.roots.rbegin(), schedule.roots.rend());
+    x->started.assign(schedule.vertices.size(), false);
     x->running = x->ended = 0;
     x->error = Error::kNone;
     x->first_bad = {};
@@ -120,6 +122,7 @@ void Engine::advance(Execution &x) {
         const uint32_t vertex = x.ready.back();
         x.ready.pop_back();
         x.running++;
+        x.started[vertex] = true;
         run_vertex(x, vertex);
     }
     x.advancing = false;
@@ -196,6 +199,7 @@ void Engine::vertex_ended(Execution &x, uint32_t vertex, Error error) {
         x.request->status = x.first_bad;
         x.request->status.error = error;
         withdraw_receives(x);
+        tell_successors(x);
         x.request->failed.store(true, std::memory_order_release);
         if (sleeping_) wake_sleeper();
         if (waiting_) completed_.notify_all();
@@ -217,6 +221,19 @@ void Engine::withdraw_receives(Execution &x) {
         r->stage = Stage::kIdle;
         requests_.give_back(r);
         x.running--;
+    }
+}
+
+// Ranks that wait for what we shall never send must not wait for ever.
+void Engine::tell_successors(Execution &x) {
+    const Binding &b = x.binding;
+    for (size_t i = 0; i < x.started.size(); i++) {
+        const Schedule::Vertex &v = x.schedule->vertices[i];
+        if (v.kind != Schedule::kSend || x.started[i]) continue;
+        Peer &p = peers_[b.world[v.peer]];
+        open_ep(p);
+        const CtsHeader failed_rank{static_cast<uint64_t>(x.first_bad.source), 0, 0};
+        send_control(p, kAmGivenUp, match_word(b.context, b.tag + v.slot), &failed_rank);
     }
 }
 

@@ -230,6 +230,7 @@ void Engine::queue(Peer &p, PendingOp *op) {
 
 mpx_status Engine::post_control(Peer &p, uint8_t id, uint64_t header, const CtsHeader &cts) {
     if (id == kAmCts) return bcopy(p, id, &cts, sizeof cts, nullptr, 0);
+    if (id == kAmGivenUp) return p.transport->ops->am_short(p.ep, id, header, &cts.sender_request, sizeof cts.sender_request);
     return p.transport->ops->am_short(p.ep, id, header, nullptr, 0);
 }
 

@@ -15,6 +15,7 @@ enum AmId : uint8_t {
     kAmData = 5,       // DataHeader, payload
     kAmFin = 6,        // header = sender's request id: matched (sync) or fetched (rendezvous by get)
     kAmCredit = 7,     // header = bytes of eager credit given back
+    kAmGivenUp = 9,    // header = match word, payload = failed rank (64 bits): the message of a collective that will never be sent
     kAmBye = 8,        // the sender has finalized; end of its link is no failure
 };
 
