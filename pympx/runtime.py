@@ -168,10 +168,7 @@ def _end_job_on_exception() -> None:
 
 
 def counters() -> dict[str, dict[str, int]]:
-    """Return what this rank moved so far, by transport: payload bytes and messages sent and received, bytes on the medium.
-
-    ``self`` is traffic of the rank with itself. Empty before the first communication.
-    """
+    """See pympx.counters."""
     if not engine.is_running():
         return {}
     return {name: engine.transport_counters(number) for number, name in enumerate(transports)}
