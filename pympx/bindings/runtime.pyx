@@ -1,13 +1,11 @@
 """The process's engine: made at the first communication, ended by Finalize. Waiting with signals, time-outs and users' reductions."""
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport uint64_t
 from libcpp.string cimport string
 
 from .engine cimport Config, Counters, Engine, Parked, Request, Wait, mpx_iface_attr, mpx_transport
 from .errors cimport ERR_OTHER, fail
 
-import sys
 from time import monotonic
 
 cdef Engine *engine = NULL
