@@ -49,7 +49,7 @@ def _bytes(text: str) -> int:
 VARIABLES = {
     v.name: v
     for v in (
-        Variable("PYMPX_TRANSPORT", str, "auto", "transport between ranks: auto, shm, tcp, or a plugin's name; a named one never falls back"),
+        Variable("PYMPX_TRANSPORT", str, "auto", "transport auto, shm, tcp or a plugin's name; a named one never falls back"),
         Variable("PYMPX_BOOTSTRAP", str, "", "how ranks find each other: pmi1, env, single; empty: by the launcher's signs"),
         Variable("PYMPX_REPORT", _flag, "0", "1: rank 0 prints at the end who talked to whom over what, protocols and bytes"),
         Variable("PYMPX_TIMEOUT", _seconds, "0", "seconds after which a blocking call raises; 0: never"),

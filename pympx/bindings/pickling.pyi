@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from pickle import PickleBuffer
+from typing import Any
+
+from typing_extensions import Buffer
+
+def configure(dumps: Callable[..., bytes], loads: Callable[..., Any], protocol_number: int, out_of_band_from: int) -> None: ...
+
+class Chunk:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Collector:
+    def __call__(self, picklebuffer: PickleBuffer) -> bool | None: ...
+
+def dumps_object(obj: Any) -> bytes: ...
+def loads_object(message: Buffer) -> Any: ...
