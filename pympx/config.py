@@ -63,6 +63,15 @@ VARIABLES = {
     )
 }
 
+#: what pympx sets for its own child processes and tests; not for users
+_INTERNAL = ("PYMPX_BOOT", "PYMPX_CI", "PYMPX_JOB_KEY_FD")
+
+
+def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names in `environ` that begin with PYMPX_ and mean nothing, sorted: typing errors, mostly."""
+    known = {*VARIABLES, *_INTERNAL}
+    return sorted(name for name in environ if name.startswith("PYMPX_") and name not in known and not name.startswith("PYMPX_TEST"))
+
 
 def get(name: str, environ: Mapping[str, str] = os.environ) -> Any:
     """Return the parsed value of the variable `name`. Raises ConfigError naming variable, value and reason."""
