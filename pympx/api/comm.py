@@ -20,8 +20,9 @@ from .request import Prequest, Request
 
 MAX = _OPS["MAX"]
 SUM = _OPS["SUM"]
-# Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's.
-_next_context = 4
+# Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's, 4 that of PYMPX_REPORT's messages.
+REPORT_CONTEXT = 4
+_next_context = 6
 _LAST_CONTEXT = (1 << 24) - 2
 
 
