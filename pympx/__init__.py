@@ -4,3 +4,13 @@ Start with ``from pympx import MPI``. Importing this package alone loads nothing
 """
 
 __version__ = "0.1.0"
+
+
+def counters() -> dict[str, dict[str, int]]:
+    """Return what this rank moved so far, by transport: payload bytes and messages sent and received, bytes on the medium.
+
+    ``self`` is traffic of the rank with itself. Empty before the first communication.
+    """
+    from . import runtime
+
+    return runtime.counters()

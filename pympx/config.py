@@ -49,7 +49,7 @@ def _bytes(text: str) -> int:
 VARIABLES = {
     v.name: v
     for v in (
-        Variable("PYMPX_TRANSPORT", str, "auto", "transport between ranks: auto, shm, tcp, or a plugin's name; a named one never falls back"),
+        Variable("PYMPX_TRANSPORT", str, "auto", "transport auto, shm, tcp or a plugin's name; a named one never falls back"),
         Variable("PYMPX_BOOTSTRAP", str, "", "how ranks find each other: pmi1, env, single; empty: by the launcher's signs"),
         Variable("PYMPX_REPORT", _flag, "0", "1: rank 0 prints at the end who talked to whom over what, protocols and bytes"),
         Variable("PYMPX_TIMEOUT", _seconds, "0", "seconds after which a blocking call raises; 0: never"),
@@ -62,6 +62,15 @@ VARIABLES = {
         Variable("PYMPX_JOB_KEY_FILE", str, "", "file that holds the job's secret, for launchers without a private channel"),
     )
 }
+
+#: what pympx sets for its own child processes and tests; not for users
+_INTERNAL = ("PYMPX_BOOT", "PYMPX_CI", "PYMPX_JOB_KEY_FD")
+
+
+def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names in `environ` that begin with PYMPX_ and mean nothing, sorted: typing errors, mostly."""
+    known = {*VARIABLES, *_INTERNAL}
+    return sorted(name for name in environ if name.startswith("PYMPX_") and name not in known and not name.startswith("PYMPX_TEST"))
 
 
 def get(name: str, environ: Mapping[str, str] = os.environ) -> Any:

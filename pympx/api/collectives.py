@@ -31,7 +31,7 @@ def build(rank: int, size: int, key: tuple[Any, ...]) -> bytes:
     name, *rest = key
     names = _KEYWORDS[name]
     split = len(rest) - len(names)
-    positional = [() if value is None else value for value in rest[:split]]
+    positional: list[Any] = [() if value is None else value for value in rest[:split]]
     nbytes = positional[0] if name in _SAME_SIZE_EVERYWHERE else 0
     schedule = choose(name, size, nbytes).build(rank, size, *positional, **dict(zip(names, rest[split:], strict=True)))
     return encode(schedule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import runtime
 from ..bindings import comm as _comm
@@ -20,12 +20,19 @@ from .request import Prequest, Request
 
 MAX = _OPS["MAX"]
 SUM = _OPS["SUM"]
-# Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's.
-_next_context = 4
+# Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's, 4 that of PYMPX_REPORT's messages.
+REPORT_CONTEXT = 4
+_next_context = 6
 _LAST_CONTEXT = (1 << 24) - 2
 
 
-class Comm(_Comm):
+if TYPE_CHECKING:
+    _Skin = _Comm[Request]  # its methods return what register() below sets
+else:
+    _Skin = _Comm
+
+
+class Comm(_Skin):
     """A communicator."""
 
     __slots__ = ("_attributes", "_name")
@@ -104,7 +111,7 @@ class Comm(_Comm):
 
     def _persistent(self, start: Callable[[], Request]) -> Prequest:
         self.resolve()
-        return _request.make_persistent(Prequest(), lambda request: _request.adopt(request, start()))  # type: ignore[no-any-return]
+        return _request.make_persistent(Prequest(), lambda request: _request.adopt(request, start()))
 
 
 class Intracomm(Comm):

@@ -92,8 +92,8 @@ def _define_all() -> None:
     _define("WCHAR", 4, "", _NONE)
     for name, char in {"SIGNED_CHAR": "b", "SHORT": "h", "INT": "i", "LONG": "l", "LONG_LONG": "q"}.items():
         _integer(name, size(char), True, char)
-    for name, char in {"UNSIGNED_CHAR": "B", "UNSIGNED_SHORT": "H", "UNSIGNED": "I", "UNSIGNED_LONG": "L", "UNSIGNED_LONG_LONG": "Q"}.items():
-        _integer(name, size(char), False, char)
+    for name, char in {"_CHAR": "B", "_SHORT": "H", "": "I", "_LONG": "L", "_LONG_LONG": "Q"}.items():
+        _integer("UNSIGNED" + name, size(char), False, char)
     for bits in (8, 16, 32, 64):
         _integer(f"INT{bits}_T", bits // 8, True, "bhiq"[(8, 16, 32, 64).index(bits)])
         _integer(f"UINT{bits}_T", bits // 8, False, "BHIQ"[(8, 16, 32, 64).index(bits)])

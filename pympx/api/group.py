@@ -15,8 +15,8 @@ class Group:
 
     def __init__(self, group: Group | None = None) -> None:
         self._members: tuple[int, ...] = group._members if group is not None else ()
-        self._own = group._own if group is not None else -1
-        self._null = group._null if group is not None else True
+        self._own: int = group._own if group is not None else -1
+        self._null: bool = group._null if group is not None else True
 
     @classmethod
     def _of(cls, members: Iterable[int], own: int) -> Group:
@@ -45,7 +45,8 @@ class Group:
         self._check()
         for rank in ranks:
             if not 0 <= rank < len(self._members):
-                raise Exception(CLASSES["ERR_RANK"][0], f"rank is {rank}, must be 0..{len(self._members) - 1} in a group of {len(self._members)}")
+                size = len(self._members)
+                raise Exception(CLASSES["ERR_RANK"][0], f"rank is {rank}, must be 0..{size - 1} in a group of {size}")
         if len(set(ranks)) != len(ranks):
             raise Exception(CLASSES["ERR_RANK"][0], f"ranks {list(ranks)} name a process twice")
         return [self._members[rank] for rank in ranks]
@@ -78,19 +79,22 @@ class Group:
     @classmethod
     def Union(cls, group1: Group, group2: Group) -> Group:
         """Return the members of group1, then those of group2 that are not in it."""
-        group1._check(), group2._check()
+        group1._check()
+        group2._check()
         return cls._of([*group1._members, *(m for m in group2._members if m not in group1._members)], group1._own)
 
     @classmethod
     def Intersection(cls, group1: Group, group2: Group) -> Group:
         """Return the members of group1 that are in group2."""
-        group1._check(), group2._check()
+        group1._check()
+        group2._check()
         return cls._of([m for m in group1._members if m in group2._members], group1._own)
 
     @classmethod
     def Difference(cls, group1: Group, group2: Group) -> Group:
         """Return the members of group1 that are not in group2."""
-        group1._check(), group2._check()
+        group1._check()
+        group2._check()
         return cls._of([m for m in group1._members if m not in group2._members], group1._own)
 
     def Translate_ranks(self, ranks: Sequence[int] | None = None, group: Group | None = None) -> list[int]:
@@ -109,7 +113,8 @@ class Group:
     @classmethod
     def Compare(cls, group1: Group, group2: Group) -> int:
         """Return IDENT, SIMILAR (other order) or UNEQUAL."""
-        group1._check(), group2._check()
+        group1._check()
+        group2._check()
         if group1._members == group2._members:
             return IDENT
         return SIMILAR if set(group1._members) == set(group2._members) else UNEQUAL

@@ -27,7 +27,7 @@ class Request(_Request):
     @classmethod
     def waitall(cls, requests: _Requests, statuses: _Statuses = None) -> list[Any]:
         """Wait for all; return the received objects, None for other operations."""
-        return _request.wait_all(requests, statuses, Status)  # type: ignore[no-any-return]
+        return _request.wait_all(requests, statuses, Status)
 
     @classmethod
     def Testall(cls, requests: _Requests, statuses: _Statuses = None) -> bool:
@@ -43,22 +43,22 @@ class Request(_Request):
     @classmethod
     def Waitany(cls, requests: _Requests, status: Status | None = None) -> int:
         """Wait for one; return its index, UNDEFINED if none is active."""
-        return _request.wait_any(requests, status)[0]  # type: ignore[no-any-return]
+        return _request.wait_any(requests, status)[0]
 
     @classmethod
     def waitany(cls, requests: _Requests, status: Status | None = None) -> tuple[int, Any]:
         """Wait for one; return (index, received object)."""
-        return _request.wait_any(requests, status)  # type: ignore[no-any-return]
+        return _request.wait_any(requests, status)
 
     @classmethod
     def Testany(cls, requests: _Requests, status: Status | None = None) -> tuple[int, bool]:
         """Return (index, whether one is complete)."""
-        return _request.test_any(requests, status)[:2]  # type: ignore[no-any-return]
+        return _request.test_any(requests, status)[:2]
 
     @classmethod
     def testany(cls, requests: _Requests, status: Status | None = None) -> tuple[int, bool, Any]:
         """Return (index, whether one is complete, received object)."""
-        return _request.test_any(requests, status)  # type: ignore[no-any-return]
+        return _request.test_any(requests, status)
 
     @classmethod
     def Waitsome(cls, requests: _Requests, statuses: _Statuses = None) -> list[int] | None:
@@ -85,7 +85,7 @@ class Request(_Request):
     @classmethod
     def Get_status_any(cls, requests: _Requests, status: Status | None = None) -> tuple[int, bool]:
         """Return (index, whether one is complete) without freeing it."""
-        return _request.status_any(requests, status)  # type: ignore[no-any-return]
+        return _request.status_any(requests, status)
 
     @classmethod
     def get_status_any(cls, requests: _Requests, status: Status | None = None) -> tuple[int, bool]:
@@ -95,7 +95,7 @@ class Request(_Request):
     @classmethod
     def Get_status_all(cls, requests: _Requests, statuses: _Statuses = None) -> bool:
         """Return whether all are complete, without freeing them."""
-        return _request.status_all(requests, statuses, Status)  # type: ignore[no-any-return]
+        return _request.status_all(requests, statuses, Status)
 
     @classmethod
     def get_status_all(cls, requests: _Requests, statuses: _Statuses = None) -> bool:
@@ -105,7 +105,7 @@ class Request(_Request):
     @classmethod
     def Get_status_some(cls, requests: _Requests, statuses: _Statuses = None) -> list[int] | None:
         """Return the indices of all that are complete, without freeing them; None if none is active."""
-        return _request.status_some(requests, statuses, Status)  # type: ignore[no-any-return]
+        return _request.status_some(requests, statuses, Status)
 
     @classmethod
     def get_status_some(cls, requests: _Requests, statuses: _Statuses = None) -> list[int] | None:

@@ -3,9 +3,8 @@
 Sends and receives first try the engine with the GIL held, for a few polls; only what must wait releases the GIL.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 from libcpp.memory cimport unique_ptr
 
 from . cimport runtime
@@ -14,7 +13,7 @@ from .datatype cimport Datatype
 from .engine cimport Binding, Error, Schedule, SendMode, Wait
 from .engine cimport Request as EngineRequest
 from .engine cimport Status as EngineStatus
-from .errors cimport ERR_ARG, ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_NO_MEM, ERR_RANK, ERR_ROOT, ERR_TAG, fail, fail_status
+from .errors cimport ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_RANK, ERR_ROOT, ERR_TAG, fail, fail_status
 from .op cimport Reduction, reduction_of
 from .pickling cimport Chunk, dumps, loads, own
 from .request cimport ACTIVE, NOBODY, Request, new_request, orphan

@@ -12,14 +12,24 @@ cdef extern from "pympx/transport.h" nogil:
         const char *name
     ctypedef struct mpx_iface_attr:
         uint64_t caps
+        size_t iface_addr_len
+        size_t ep_addr_len
+        size_t rkey_packed_len
         size_t max_am_short
         size_t max_am_bcopy
         size_t max_am_zcopy
+        size_t max_am_hdr
+        size_t max_iov
         size_t min_zcopy
+        size_t max_zcopy
         double latency_s
         double bandwidth_Bps
         double get_overhead_s
         double get_bandwidth_Bps
+        double overhead_s
+        double reg_fixed_s
+        double reg_per_byte_s
+        int atomic_domain
     enum: MPX_ABI_VERSION
 
 

@@ -1,6 +1,5 @@
 """Requests: what Isend and its like return, and the waiting for one, all, any or some of them (MPI 4.1, section 3.7)."""
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from . cimport runtime
@@ -10,8 +9,6 @@ from .engine cimport Request as EngineRequest
 from .errors cimport ERR_NO_MEM, ERR_REQUEST, fail, fail_status
 from .pickling cimport loads, own
 from .status cimport fill_empty, fill_status
-
-import operator
 
 cdef int UNDEFINED = -32766
 cdef int ANY_SOURCE = -2

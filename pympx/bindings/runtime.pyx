@@ -1,13 +1,11 @@
 """The process's engine: made at the first communication, ended by Finalize. Waiting with signals, time-outs and users' reductions."""
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport uint64_t
 from libcpp.string cimport string
 
 from .engine cimport Config, Counters, Engine, Parked, Request, Wait, mpx_iface_attr, mpx_transport
 from .errors cimport ERR_OTHER, fail
 
-import sys
 from time import monotonic
 
 cdef Engine *engine = NULL
@@ -141,9 +139,12 @@ def describe_protocols(int transport):
 def attributes(int transport):
     """Limits and costs that transport number `transport` advertises: bytes and seconds."""
     cdef mpx_iface_attr a = engine.attributes(transport)
-    return {"caps": a.caps, "max_am_short": a.max_am_short, "max_am_bcopy": a.max_am_bcopy, "max_am_zcopy": a.max_am_zcopy,
-            "latency_s": a.latency_s, "bandwidth_Bps": a.bandwidth_Bps, "get_overhead_s": a.get_overhead_s,
-            "get_bandwidth_Bps": a.get_bandwidth_Bps}
+    return {"caps": a.caps, "iface_addr_len": a.iface_addr_len, "ep_addr_len": a.ep_addr_len, "rkey_packed_len": a.rkey_packed_len,
+            "max_am_short": a.max_am_short, "max_am_bcopy": a.max_am_bcopy, "max_am_zcopy": a.max_am_zcopy, "max_am_hdr": a.max_am_hdr,
+            "max_iov": a.max_iov, "min_zcopy": a.min_zcopy, "max_zcopy": a.max_zcopy, "latency_s": a.latency_s,
+            "bandwidth_Bps": a.bandwidth_Bps, "get_overhead_s": a.get_overhead_s, "get_bandwidth_Bps": a.get_bandwidth_Bps,
+            "overhead_s": a.overhead_s, "reg_fixed_s": a.reg_fixed_s, "reg_per_byte_s": a.reg_per_byte_s,
+            "atomic_domain": a.atomic_domain}
 
 
 cdef dict counters_dict(Counters c):

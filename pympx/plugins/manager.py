@@ -14,6 +14,14 @@ from .api import TransportPlugin
 IN_TREE = ("self", "shm", "tcp")
 
 
+def names() -> dict[str, str]:
+    """Return the names of all transports, with where each comes from: "pympx", or the distribution of its entry point."""
+    found = dict.fromkeys(IN_TREE, "pympx")
+    for entry_point in importlib.metadata.entry_points(group="pympx.transports"):
+        found.setdefault(entry_point.name, entry_point.dist.name if entry_point.dist else entry_point.value)
+    return found
+
+
 def load(name: str) -> TransportPlugin:
     """Return the control path of the transport `name`. Raises LookupError with the reason in one line."""
     manager = pluggy.PluginManager("pympx")
