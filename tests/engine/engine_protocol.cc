@@ -31,7 +31,7 @@ void check_table(const ProtocolTable &t, const std::vector<std::pair<uint64_t, P
         from = to + 1;
     }
     CHECK(t.choose(from) == rest);
-    CHECK(t.choose(UINT64_MAX) == rest);
+    CHECK(t.choose(UINT64_MAX - 1) == rest);
 }
 
 }  // namespace
@@ -63,7 +63,7 @@ TEST_CASE("without get, eager goes to the transport's limit, then fragments") {
 TEST_CASE("a get slower than the transport's messages is not used") {
     auto attr = attributes();
     attr.get_bandwidth_Bps = attr.bandwidth_Bps / 2;
-    CHECK(choose_protocols(attr).choose(UINT64_MAX) == Protocol::kRndvFragments);
+    CHECK(choose_protocols(attr).choose(UINT64_MAX - 1) == Protocol::kRndvFragments);
 }
 
 TEST_CASE("a header that zcopy cannot carry rules zcopy out") {

@@ -218,9 +218,7 @@ TEST_CASE("an error in one vertex starts nothing new, and ends the request when 
     // The schedule can run again, and fails at once.
     world[0].release(r);
     r = world[0].start(*schedule, bind(nullptr, out));
-    CHECK_FALSE(r->done);
-    world[2].isend(1, 0, 100, &seven, 8, SendMode::kStandard);
-    world.finish(r);
+    REQUIRE(r->done);
     CHECK(r->status.error == Error::kProcFailed);
     world.check_closed();
 }
@@ -266,8 +264,8 @@ TEST_CASE("predefined reductions: NaN stays, integers wrap, pairs keep the lower
     other[1] = 6;
     reduce_function(ReduceOp::kSum, ElementType::kInt64)(memory + 1, other + 1, 2);
     CHECK(other[1] == 11);
-    CHECK(reduce_function(ReduceOp::kSum, ElementType::kByte) == nullptr);
-    CHECK(reduce_function(ReduceOp::kMin, ElementType::kComplexDouble) == nullptr);
-    CHECK(reduce_function(ReduceOp::kBand, ElementType::kDouble) == nullptr);
-    CHECK(reduce_function(ReduceOp::kSum, ElementType::kNone) == nullptr);
+    CHECK(!reduce_function(ReduceOp::kSum, ElementType::kByte));
+    CHECK(!reduce_function(ReduceOp::kMin, ElementType::kComplexDouble));
+    CHECK(!reduce_function(ReduceOp::kBand, ElementType::kDouble));
+    CHECK(!reduce_function(ReduceOp::kSum, ElementType::kNone));
 }

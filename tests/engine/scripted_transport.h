@@ -15,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mpx::script {
@@ -80,7 +81,7 @@ public:
         attr.max_zcopy = 1000;  // gets come in pieces
         attr.latency_s = 50e-9;
         attr.bandwidth_Bps = 1e9;
-        attr.get_overhead_s = 1e-6;
+        attr.get_overhead_s = 1.0001e-6;
         attr.get_bandwidth_Bps = 2e9;  // a get pays from 2000 bytes on
     }
     ~Fabric() { current() = nullptr; }
