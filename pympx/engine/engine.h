@@ -138,7 +138,7 @@ private:
     void deliver_eager(Request *, Peer &, int32_t tag, const void *data, uint64_t size);
     void start_rendezvous(Request *, Peer &, int32_t tag, const RtsHeader &, const void *rkey);
     void ask_for_fragments(Request *);
-    void get_next(Request *);
+    bool get_next(Request *);
     void get_done(Request *, mpx_status);
     void give_credit(Peer &, uint64_t bytes);
     void consume(Request *, Message *);

@@ -256,8 +256,10 @@ void Engine::start_rendezvous(Request *r, Peer &p, int32_t tag, const RtsHeader 
     Transport &t = *p.transport;
     if (header.rkey_len && !p.get_refused && t.table->rkey_unpack(t.domain, rkey, header.rkey_len, &r->rkey) == MPX_OK) {
         if (!(t.attr.caps & MPX_CAP_NEED_MEMH) ||
-            t.table->mem_reg(t.domain, r->buffer, r->expected, MPX_MEM_HOST, MPX_ACCESS_LOCAL, &r->memh) == MPX_OK)
-            return get_next(r);
+            t.table->mem_reg(t.domain, r->buffer, r->expected, MPX_MEM_HOST, MPX_ACCESS_LOCAL, &r->memh) == MPX_OK) {
+            get_next(r);
+            return;
+        }
         t.table->rkey_release(t.domain, r->rkey);
         r->rkey = nullptr;
     }
@@ -272,29 +274,38 @@ void Engine::ask_for_fragments(Request *r) {
     send_control(p, kAmCts, 0, &cts);
 }
 
-// Fetches the next piece; with no room it queues itself.
-void Engine::get_next(Request *r) {
+// Fetches what is left, piece by piece, until a piece takes its time. False: there was no room, the request queued itself.
+bool Engine::get_next(Request *r) {
     Peer &p = *r->peer;
     Transport &t = *p.transport;
-    uint64_t n = r->expected - r->moved;
-    if (t.attr.max_zcopy && n > t.attr.max_zcopy) n = t.attr.max_zcopy;
-    const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->memh};
-    const mpx_status st = t.ops->get_zcopy(p.ep, &iov, 1, r->remote_address + r->moved, r->rkey, &r->completion);
-    if (st == MPX_ERR_NO_RESOURCE) {
-        r->stage = Stage::kQueued;
-        return queue(p, r);
+    while (r->moved < r->expected) {
+        uint64_t n = r->expected - r->moved;
+        if (t.attr.max_zcopy && n > t.attr.max_zcopy) n = t.attr.max_zcopy;
+        const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->memh};
+        const mpx_status st = t.ops->get_zcopy(p.ep, &iov, 1, r->remote_address + r->moved, r->rkey, &r->completion);
+        if (st == MPX_ERR_NO_RESOURCE) {
+            r->stage = Stage::kQueued;
+            queue(p, r);
+            return false;
+        }
+        if (st < 0) {
+            get_done(r, st);
+            return true;
+        }
+        r->moved += n;
+        if (st == MPX_INPROGRESS) {
+            r->stage = Stage::kTransport;
+            p.inflight.push_back(r);
+            return true;
+        }
     }
-    if (st < 0) return get_done(r, st);
-    r->moved += n;
-    if (st == MPX_OK) return get_done(r, MPX_OK);
-    r->stage = Stage::kTransport;
-    p.inflight.push_back(r);
+    get_done(r, MPX_OK);
+    return true;
 }
 
 void Engine::get_done(Request *r, mpx_status st) {
     Peer &p = *r->peer;
     Transport &t = *p.transport;
-    if (st == MPX_OK && r->moved < r->expected) return get_next(r);
     t.table->rkey_release(t.domain, r->rkey);
     r->rkey = nullptr;
     if (r->memh) t.table->mem_dereg(t.domain, r->memh);
@@ -318,6 +329,7 @@ void Engine::on_transport_done(mpx_completion *completion, mpx_status st) {
     p.inflight.remove(r);
     r->stage = Stage::kQueued;
     if (r->kind == Kind::kSend) e.finish_send(r, st == MPX_OK ? Error::kNone : Error::kProcFailed);
+    else if (st == MPX_OK && r->moved < r->expected) e.get_next(r);
     else e.get_done(r, st);
 }
 

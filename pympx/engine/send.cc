@@ -258,8 +258,7 @@ void Engine::flush_peer(Peer &p) {
         p.pending.remove(op);  // first: a request that ends here may be reused at once
         const bool is_get = r->kind == Kind::kRecv;
         if (is_get) {
-            get_next(r);  // queues itself again at the end when there is no room
-            if (r->stage == Stage::kQueued) return;
+            if (!get_next(r)) return;  // it queued itself again at the end
         } else if (start_send(r) == MPX_ERR_NO_RESOURCE) {
             p.pending.push_front(op);
             return add_to_backlog(p);
