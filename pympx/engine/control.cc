@@ -169,6 +169,12 @@ void Engine::handle_failures() {
     for (Peer *p : failed) fail_peer(*p);
 }
 
+void Engine::end_unfinished(Request *r, Error error) {
+    if (r->kind == Kind::kSend) return finish_send(r, error);
+    free_keys(r);
+    complete(r, error);
+}
+
 void Engine::fail_peer(Peer &p) {
     if (p.state == Peer::State::kFailed) return;
     const Error error = p.failure == MPX_ERR_UNREACHABLE ? Error::kUnreachable : Error::kProcFailed;
@@ -176,15 +182,14 @@ void Engine::fail_peer(Peer &p) {
     if (p.state != Peer::State::kLeft) p.state = Peer::State::kFailed;
     while (PendingOp *op = p.pending.pop_front()) {
         if (op->is_control) delete static_cast<ControlOp *>(op);
-        else complete(static_cast<Request *>(op), error);
+        else end_unfinished(static_cast<Request *>(op), error);
     }
     while (Request *r = p.streams.pop_front()) finish_send(r, error);
     for (Request *r = p.inflight.front(), *next; r; r = next) {
         next = decltype(p.inflight)::next(r);
         if (r->stage == Stage::kTransport) continue;  // the transport delivers its completion
         p.inflight.remove(r);
-        if (r->kind == Kind::kSend) finish_send(r, error);
-        else complete(r, error);
+        end_unfinished(r, error);
     }
     fail_receives_from(p);
 }

@@ -140,6 +140,8 @@ private:
     void ask_for_fragments(Request *);
     bool get_next(Request *);
     void get_done(Request *, mpx_status);
+    void free_keys(Request *);
+    void end_unfinished(Request *, Error);
     void give_credit(Peer &, uint64_t bytes);
     void consume(Request *, Message *);
     bool hopeless(const MatchQueue &, int32_t source) const;

@@ -303,13 +303,17 @@ bool Engine::get_next(Request *r) {
     return true;
 }
 
-void Engine::get_done(Request *r, mpx_status st) {
-    Peer &p = *r->peer;
-    Transport &t = *p.transport;
-    t.table->rkey_release(t.domain, r->rkey);
+void Engine::free_keys(Request *r) {
+    Transport &t = *r->peer->transport;
+    if (r->rkey) t.table->rkey_release(t.domain, r->rkey);
     r->rkey = nullptr;
     if (r->memh) t.table->mem_dereg(t.domain, r->memh);
     r->memh = nullptr;
+}
+
+void Engine::get_done(Request *r, mpx_status st) {
+    Peer &p = *r->peer;
+    free_keys(r);
     if (st == MPX_ERR_UNSUPPORTED) {
         p.get_refused = true;
         r->moved = 0;

@@ -174,11 +174,7 @@ mpx_status Engine::send_rts(Request *r) {
 }
 
 void Engine::finish_send(Request *r, Error error) {
-    if (r->memh) {
-        Transport &t = *r->peer->transport;
-        t.table->mem_dereg(t.domain, r->memh);
-        r->memh = nullptr;
-    }
+    free_keys(r);
     r->status.bytes = r->status.full_size = r->length;
     complete(r, error);
 }
