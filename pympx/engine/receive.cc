@@ -242,7 +242,7 @@ void Engine::start_rendezvous(Request *r, Peer &p, int32_t tag, const RtsHeader 
     r->peer = &p;
     r->remote = header.sender_request;
     r->remote_address = header.address;
-    if (p.state == Peer::State::kFailed) {  // its data died with it
+    if (p.failure_pending || !p.ep) {  // its link ended, its data cannot come
         r->status.source = p.rank;
         r->status.tag = tag;
         return complete(r, Error::kProcFailed);
