@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "engine.h"
 
@@ -100,7 +101,7 @@ Counters Engine::peer_counters(int32_t rank) const {
 uint64_t Engine::medium_bytes(int transport, bool received) const {
     std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
-    return t.table->iface_bytes(t.iface, received);
+    return t.iface ? t.table->iface_bytes(t.iface, received) : 0;
 }
 
 int32_t Engine::peer_transport(int32_t rank) const {
@@ -211,6 +212,7 @@ void Engine::fail_receives_from(Peer &p) {
 
 // A wildcard receive cannot be trusted once a member died; members that left in order only matter when nobody else is there.
 bool Engine::wildcard_is_hopeless(const MatchQueue &queue) const {
+    if (closed_) return true;
     bool someone = queue.members.empty();
     for (const int32_t rank : queue.members) {
         if (peers_[rank].state == Peer::State::kFailed) return true;
@@ -254,21 +256,18 @@ void Engine::close() {
     Locked locked(*this);
     if (closed_) return;
     closed_ = true;
+    // All have left, so that nothing new starts while what is under way ends.
+    for (Peer &p : peers_) p.state = Peer::State::kLeft;
     for (Peer &p : peers_)
-        if (p.ep) {
-            p.transport->table->ep_destroy(p.ep);
-            p.ep = nullptr;
-            p.state = Peer::State::kLeft;
-        }
-    for (Peer &p : peers_)
-        while (PendingOp *op = p.pending.pop_front())
-            if (op->is_control) delete static_cast<ControlOp *>(op);
+        if (mpx_ep *ep = std::exchange(p.ep, nullptr)) p.transport->table->ep_destroy(ep);
+    for (Peer &p : peers_) fail_peer(p);
     for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) {
         (*it)->table->iface_close((*it)->iface);
         (*it)->table->domain_close((*it)->domain);
         (*it)->iface = nullptr;
     }
     contexts_.clear();
+    if (sleeping_) wake_sleeper();
 }
 
 }  // namespace mpx

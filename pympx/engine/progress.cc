@@ -68,6 +68,7 @@ void Engine::wake_sleeper() {
 
 // True when every transport will ring; false when work arrived meanwhile.
 bool Engine::arm_all() {
+    if (closed_) return true;
     for (const auto &t : transports_)
         if (t->attr.caps & MPX_CAP_EVENT_FD && t->ops->event_arm(t->iface) != MPX_OK) return false;
     return true;
@@ -78,6 +79,7 @@ bool Engine::sleep(std::unique_lock<std::mutex> &lock) {
     std::vector<pollfd> fds{{wake_fd_, POLLIN, 0}};
     int slice = kSliceMilliseconds;
     for (const auto &t : transports_) {
+        if (closed_) break;
         if (t->attr.caps & MPX_CAP_EVENT_FD) fds.push_back({t->ops->event_fd(t->iface), POLLIN, 0});
         else slice = kSliceWithoutEvents;
     }

@@ -279,6 +279,10 @@ bool Engine::get_next(Request *r) {
     Peer &p = *r->peer;
     Transport &t = *p.transport;
     while (r->moved < r->expected) {
+        if (!p.ep) {  // the engine is being closed
+            get_done(r, MPX_ERR_CANCELED);
+            return true;
+        }
         uint64_t n = r->expected - r->moved;
         if (t.attr.max_zcopy && n > t.attr.max_zcopy) n = t.attr.max_zcopy;
         const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->memh};
