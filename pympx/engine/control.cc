@@ -11,6 +11,15 @@
 #include "engine.h"
 
 namespace mpx {
+namespace {
+
+template <mpx_am_fn Handler>
+mpx_status unless_muted(void *arg, void *ep_user, const void *header, size_t header_length, void *data, size_t length, unsigned flags) {
+    if (static_cast<Peer *>(ep_user)->muted) return MPX_OK;
+    return Handler(arg, ep_user, header, header_length, data, length, flags);
+}
+
+}  // namespace
 
 Engine::Engine(const Config &config, std::string job_key) : config_(config), job_key_(std::move(job_key)), peers_(config.size) {
     wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -20,14 +29,14 @@ Engine::Engine(const Config &config, std::string job_key) : config_(config), job
         peers_[rank].credit = config.eager_window;
     }
     for (auto &handler : handlers_) handler = {on_unknown, this};
-    handlers_[kAmEager].fn = on_eager;
-    handlers_[kAmEagerSync].fn = on_eager_sync;
-    handlers_[kAmRts].fn = on_rts;
-    handlers_[kAmCts].fn = on_cts;
-    handlers_[kAmData].fn = on_data;
-    handlers_[kAmFin].fn = on_fin;
-    handlers_[kAmCredit].fn = on_credit;
-    handlers_[kAmBye].fn = on_bye;
+    handlers_[kAmEager].fn = unless_muted<on_eager>;
+    handlers_[kAmEagerSync].fn = unless_muted<on_eager_sync>;
+    handlers_[kAmRts].fn = unless_muted<on_rts>;
+    handlers_[kAmCts].fn = unless_muted<on_cts>;
+    handlers_[kAmData].fn = unless_muted<on_data>;
+    handlers_[kAmFin].fn = unless_muted<on_fin>;
+    handlers_[kAmCredit].fn = unless_muted<on_credit>;
+    handlers_[kAmBye].fn = unless_muted<on_bye>;
 }
 
 Engine::~Engine() {
@@ -240,7 +249,7 @@ void Engine::begin_farewell() {
 mpx_status Engine::on_bye(void *arg, void *ep_user, const void *, size_t, void *, size_t, unsigned) {
     Engine &e = *static_cast<Engine *>(arg);
     Peer &p = *static_cast<Peer *>(ep_user);
-    p.state = Peer::State::kLeft;
+    if (p.state != Peer::State::kFailed) p.state = Peer::State::kLeft;
     e.fail_receives_from(p);
     return MPX_OK;
 }

@@ -138,10 +138,14 @@ void Engine::give_credit(Peer &p, uint64_t bytes) {
     p.to_give_back = 0;
 }
 
-mpx_status Engine::on_credit(void *, void *ep_user, const void *header, size_t, void *, size_t, unsigned) {
+mpx_status Engine::on_credit(void *arg, void *ep_user, const void *header, size_t header_length, void *, size_t, unsigned) {
+    Engine &e = *static_cast<Engine *>(arg);
+    Peer &p = *static_cast<Peer *>(ep_user);
     uint64_t bytes;
+    if (header_length != sizeof bytes) return e.protocol_violation(p);
     std::memcpy(&bytes, header, sizeof bytes);
-    static_cast<Peer *>(ep_user)->credit += bytes;
+    if (bytes > e.config_.eager_window - p.credit) return e.protocol_violation(p);
+    p.credit += bytes;
     return MPX_OK;
 }
 
@@ -154,8 +158,10 @@ mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t
         std::memcpy(&match, data, sizeof match);
         data = static_cast<char *>(data) + sizeof match;
         length -= sizeof match;
-    } else {
+    } else if (header_length == sizeof match) {
         std::memcpy(&match, header, sizeof match);
+    } else {
+        return e.protocol_violation(p);
     }
     MatchQueue &queue = e.queue_of(match_context(match));
     const int32_t tag = match_tag(match);
@@ -349,7 +355,7 @@ mpx_status Engine::on_data(void *arg, void *ep_user, const void *, size_t, void 
     std::memcpy(&header, data, sizeof header);
     length -= sizeof header;
     Request *r = e.requests_.find(header.receiver_request);
-    if (!r || r->peer != &p || r->stage != Stage::kReceiving || header.offset > r->expected || length > r->expected - header.offset)
+    if (!r || r->peer != &p || r->stage != Stage::kReceiving || header.offset != r->moved || length > r->expected - r->moved)
         return e.protocol_violation(p);
     std::memcpy(static_cast<char *>(r->buffer) + header.offset, static_cast<char *>(data) + sizeof header, length);
     r->moved += length;
@@ -377,8 +383,9 @@ mpx_status Engine::on_unknown(void *arg, void *ep_user, const void *, size_t, vo
     return static_cast<Engine *>(arg)->protocol_violation(*static_cast<Peer *>(ep_user));
 }
 
-// A peer that speaks nonsense is treated as failed; nothing it says afterwards changes our state.
+// A peer that speaks nonsense is treated as failed.
 mpx_status Engine::protocol_violation(Peer &p) {
+    p.muted = true;
     on_error(this, p.ep, MPX_ERR_INVALID);
     return MPX_ERR_INVALID;
 }
