@@ -128,7 +128,12 @@ void Engine::define_context(uint32_t context, const int32_t *world, int32_t size
 
 void Engine::free_context(uint32_t context) {
     Locked locked(*this);
-    if (context < contexts_.size()) contexts_[context].reset();
+    if (context >= contexts_.size() || !contexts_[context]) return;
+    while (Message *m = contexts_[context]->find_unexpected(kAnySource, kAnyTag)) {
+        contexts_[context]->remove_unexpected(m);
+        discard(m);
+    }
+    contexts_[context].reset();
 }
 
 // --- peers

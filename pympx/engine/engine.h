@@ -144,6 +144,7 @@ private:
     void end_unfinished(Request *, Error);
     void give_credit(Peer &, uint64_t bytes);
     void consume(Request *, Message *);
+    void discard(Message *);
     bool hopeless(const MatchQueue &, int32_t source) const;
 
     // handlers of active messages; arg is the Engine, ep_user the Peer

@@ -125,8 +125,15 @@ void Engine::consume(Request *r, Message *m) {
     } else {
         deliver_eager(r, p, m->tag, m->payload(), m->size);
         if (m->form == Message::Form::kEagerSync) send_control(p, kAmFin, m->sender_request);
+    }
+    discard(m);
+}
+
+// Frees a message that left its queue; its sender may send as much again.
+void Engine::discard(Message *m) {
+    if (m->form != Message::Form::kRts) {
         unexpected_bytes_ -= m->size;
-        give_credit(p, m->credit);
+        give_credit(*m->peer, m->credit);
     }
     Message::destroy(m);
 }
