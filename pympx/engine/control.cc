@@ -222,6 +222,7 @@ void Engine::fail_receives_from(Peer &p) {
         if (!wildcard_is_hopeless(*queue)) continue;
         while (Request *r = queue->first_posted(kAnySource)) fail(r);
     }
+    if (waiting_) completed_.notify_all();  // of those who probe
 }
 
 // A wildcard receive cannot be trusted once a member died; members that left in order only matter when nobody else is there.

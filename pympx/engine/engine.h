@@ -144,6 +144,7 @@ private:
     void end_unfinished(Request *, Error);
     void give_credit(Peer &, uint64_t bytes);
     void consume(Request *, Message *);
+    void keep(MatchQueue &, Message *);
     void discard(Message *);
     bool hopeless(const MatchQueue &, int32_t source) const;
 

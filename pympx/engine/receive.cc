@@ -156,6 +156,13 @@ mpx_status Engine::on_credit(void *arg, void *ep_user, const void *header, size_
     return MPX_OK;
 }
 
+// A message without a receive waits; so may a thread that probes.
+void Engine::keep(MatchQueue &queue, Message *m) {
+    if (m->form != Message::Form::kRts) unexpected_bytes_ += m->size;
+    queue.add_unexpected(m);
+    if (waiting_) completed_.notify_all();
+}
+
 mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t header_length, void *data, size_t length, unsigned) {
     Engine &e = *static_cast<Engine *>(arg);
     Peer &p = *static_cast<Peer *>(ep_user);
@@ -185,8 +192,7 @@ mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t
     m->size = length;
     m->credit = length + kMessageCost;
     if (length) std::memcpy(m->payload(), data, length);
-    e.unexpected_bytes_ += length;
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
@@ -215,8 +221,7 @@ mpx_status Engine::on_eager_sync(void *arg, void *ep_user, const void *, size_t,
     m->credit = length + kMessageCost;
     m->sender_request = header.sender_request;
     if (length) std::memcpy(m->payload(), payload, length);
-    e.unexpected_bytes_ += length;
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
@@ -247,7 +252,7 @@ mpx_status Engine::on_rts(void *arg, void *ep_user, const void *, size_t, void *
     m->address = header.address;
     m->rkey_len = header.rkey_len;
     std::memcpy(m->payload(), rkey, header.rkey_len);
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
