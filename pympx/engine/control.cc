@@ -75,6 +75,7 @@ int Engine::add_transport(const mpx_transport *table, const std::string &device,
 }
 
 std::string Engine::address(int transport) const {
+    std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
     std::string out(t.attr.iface_addr_len, '\0');
     if (t.table->iface_address(t.iface, out.data()) != MPX_OK) throw std::runtime_error(t.name + ": " + t.table->why());
@@ -111,6 +112,16 @@ uint64_t Engine::medium_bytes(int transport, bool received) const {
     std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
     return t.iface ? t.table->iface_bytes(t.iface, received) : 0;
+}
+
+int32_t Engine::peer_state(int32_t rank) const {
+    std::lock_guard lock(mutex_);
+    return static_cast<int32_t>(peers_.at(rank).state);
+}
+
+uint64_t Engine::unexpected_bytes() const {
+    std::lock_guard lock(mutex_);
+    return unexpected_bytes_;
 }
 
 int32_t Engine::peer_transport(int32_t rank) const {

@@ -49,7 +49,7 @@ public:
     Counters peer_counters(int32_t rank) const;
     uint64_t medium_bytes(int transport, bool received) const;
     int32_t peer_transport(int32_t rank) const;
-    int32_t peer_state(int32_t rank) const { return static_cast<int32_t>(peers_[rank].state); }
+    int32_t peer_state(int32_t rank) const;
 
     // --- the end (control.cc): say BYE to everybody we know, wait() until farewells are over, close.
     void begin_farewell();
@@ -87,7 +87,7 @@ public:
     // A context's members bound which failures reach its wildcard receives.
     void define_context(uint32_t context, const int32_t *world, int32_t size);
     void free_context(uint32_t context);
-    uint64_t unexpected_bytes() const { return unexpected_bytes_; }
+    uint64_t unexpected_bytes() const;
     int32_t failed_ranks(int32_t *out, int32_t capacity) const;
 
     const Config &config() const { return config_; }
