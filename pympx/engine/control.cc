@@ -6,10 +6,20 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "engine.h"
 
 namespace mpx {
+namespace {
+
+template <mpx_am_fn Handler>
+mpx_status unless_muted(void *arg, void *ep_user, const void *header, size_t header_length, void *data, size_t length, unsigned flags) {
+    if (static_cast<Peer *>(ep_user)->muted) return MPX_OK;
+    return Handler(arg, ep_user, header, header_length, data, length, flags);
+}
+
+}  // namespace
 
 Engine::Engine(const Config &config, std::string job_key) : config_(config), job_key_(std::move(job_key)), peers_(config.size) {
     wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -19,15 +29,15 @@ Engine::Engine(const Config &config, std::string job_key) : config_(config), job
         peers_[rank].credit = config.eager_window;
     }
     for (auto &handler : handlers_) handler = {on_unknown, this};
-    handlers_[kAmEager].fn = on_eager;
-    handlers_[kAmEagerSync].fn = on_eager_sync;
-    handlers_[kAmRts].fn = on_rts;
-    handlers_[kAmCts].fn = on_cts;
-    handlers_[kAmData].fn = on_data;
-    handlers_[kAmFin].fn = on_fin;
-    handlers_[kAmCredit].fn = on_credit;
-    handlers_[kAmBye].fn = on_bye;
-    handlers_[kAmGivenUp].fn = on_given_up;
+    handlers_[kAmEager].fn = unless_muted<on_eager>;
+    handlers_[kAmEagerSync].fn = unless_muted<on_eager_sync>;
+    handlers_[kAmRts].fn = unless_muted<on_rts>;
+    handlers_[kAmCts].fn = unless_muted<on_cts>;
+    handlers_[kAmData].fn = unless_muted<on_data>;
+    handlers_[kAmFin].fn = unless_muted<on_fin>;
+    handlers_[kAmCredit].fn = unless_muted<on_credit>;
+    handlers_[kAmBye].fn = unless_muted<on_bye>;
+    handlers_[kAmGivenUp].fn = unless_muted<on_given_up>;
 }
 
 Engine::~Engine() {
@@ -66,6 +76,7 @@ int Engine::add_transport(const mpx_transport *table, const std::string &device,
 }
 
 std::string Engine::address(int transport) const {
+    std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
     std::string out(t.attr.iface_addr_len, '\0');
     if (t.table->iface_address(t.iface, out.data()) != MPX_OK) throw std::runtime_error(t.name + ": " + t.table->why());
@@ -101,7 +112,17 @@ Counters Engine::peer_counters(int32_t rank) const {
 uint64_t Engine::medium_bytes(int transport, bool received) const {
     std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
-    return t.table->iface_bytes(t.iface, received);
+    return t.iface ? t.table->iface_bytes(t.iface, received) : 0;
+}
+
+int32_t Engine::peer_state(int32_t rank) const {
+    std::lock_guard lock(mutex_);
+    return static_cast<int32_t>(peers_.at(rank).state);
+}
+
+uint64_t Engine::unexpected_bytes() const {
+    std::lock_guard lock(mutex_);
+    return unexpected_bytes_;
 }
 
 int32_t Engine::peer_transport(int32_t rank) const {
@@ -119,8 +140,13 @@ void Engine::define_context(uint32_t context, const int32_t *world, int32_t size
 
 void Engine::free_context(uint32_t context) {
     Locked locked(*this);
-    // What is pending may still complete (MPI 4.1, section 7.4.3); the queue then stays until the end.
-    if (context < contexts_.size() && contexts_[context] && contexts_[context]->idle()) contexts_[context].reset();
+    if (context >= contexts_.size() || !contexts_[context]) return;
+    while (Message *m = contexts_[context]->find_unexpected(kAnySource, kAnyTag)) {
+        contexts_[context]->remove_unexpected(m);
+        discard(m);
+    }
+    // A posted receive may still complete (MPI 4.1, section 7.4.3); the queue then stays until the end.
+    if (contexts_[context]->idle()) contexts_[context].reset();
 }
 
 // --- peers
@@ -171,6 +197,12 @@ void Engine::handle_failures() {
     for (Peer *p : failed) fail_peer(*p);
 }
 
+void Engine::end_unfinished(Request *r, Error error) {
+    if (r->kind == Kind::kSend) return finish_send(r, error);
+    free_keys(r);
+    complete(r, error);
+}
+
 void Engine::fail_peer(Peer &p) {
     if (p.state == Peer::State::kFailed) return;
     const Error error = p.failure == MPX_ERR_UNREACHABLE ? Error::kUnreachable : Error::kProcFailed;
@@ -178,15 +210,14 @@ void Engine::fail_peer(Peer &p) {
     if (p.state != Peer::State::kLeft) p.state = Peer::State::kFailed;
     while (PendingOp *op = p.pending.pop_front()) {
         if (op->is_control) delete static_cast<ControlOp *>(op);
-        else complete(static_cast<Request *>(op), error);
+        else end_unfinished(static_cast<Request *>(op), error);
     }
     while (Request *r = p.streams.pop_front()) finish_send(r, error);
     for (Request *r = p.inflight.front(), *next; r; r = next) {
         next = decltype(p.inflight)::next(r);
         if (r->stage == Stage::kTransport) continue;  // the transport delivers its completion
         p.inflight.remove(r);
-        if (r->kind == Kind::kSend) finish_send(r, error);
-        else complete(r, error);
+        end_unfinished(r, error);
     }
     fail_receives_from(p);
 }
@@ -204,10 +235,12 @@ void Engine::fail_receives_from(Peer &p) {
         if (!wildcard_is_hopeless(*queue)) continue;
         while (Request *r = queue->first_posted(kAnySource)) fail(r);
     }
+    if (waiting_) completed_.notify_all();  // of those who probe
 }
 
 // A wildcard receive cannot be trusted once a member died; members that left in order only matter when nobody else is there.
 bool Engine::wildcard_is_hopeless(const MatchQueue &queue) const {
+    if (closed_) return true;
     bool someone = queue.members.empty();
     for (const int32_t rank : queue.members) {
         if (peers_[rank].state == Peer::State::kFailed) return true;
@@ -235,7 +268,7 @@ void Engine::begin_farewell() {
 mpx_status Engine::on_bye(void *arg, void *ep_user, const void *, size_t, void *, size_t, unsigned) {
     Engine &e = *static_cast<Engine *>(arg);
     Peer &p = *static_cast<Peer *>(ep_user);
-    p.state = Peer::State::kLeft;
+    if (p.state != Peer::State::kFailed) p.state = Peer::State::kLeft;
     e.fail_receives_from(p);
     return MPX_OK;
 }
@@ -251,21 +284,18 @@ void Engine::close() {
     Locked locked(*this);
     if (closed_) return;
     closed_ = true;
+    // All have left, so that nothing new starts while what is under way ends.
+    for (Peer &p : peers_) p.state = Peer::State::kLeft;
     for (Peer &p : peers_)
-        if (p.ep) {
-            p.transport->table->ep_destroy(p.ep);
-            p.ep = nullptr;
-            p.state = Peer::State::kLeft;
-        }
-    for (Peer &p : peers_)
-        while (PendingOp *op = p.pending.pop_front())
-            if (op->is_control) delete static_cast<ControlOp *>(op);
+        if (mpx_ep *ep = std::exchange(p.ep, nullptr)) p.transport->table->ep_destroy(ep);
+    for (Peer &p : peers_) fail_peer(p);
     for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) {
         (*it)->table->iface_close((*it)->iface);
         (*it)->table->domain_close((*it)->domain);
         (*it)->iface = nullptr;
     }
     contexts_.clear();
+    if (sleeping_) wake_sleeper();
 }
 
 }  // namespace mpx

@@ -49,7 +49,7 @@ public:
     Counters peer_counters(int32_t rank) const;
     uint64_t medium_bytes(int transport, bool received) const;
     int32_t peer_transport(int32_t rank) const;
-    int32_t peer_state(int32_t rank) const { return static_cast<int32_t>(peers_[rank].state); }
+    int32_t peer_state(int32_t rank) const;
 
     // --- the end (control.cc): say BYE to everybody we know, wait() until farewells are over, close.
     void begin_farewell();
@@ -87,7 +87,7 @@ public:
     // A context's members bound which failures reach its wildcard receives.
     void define_context(uint32_t context, const int32_t *world, int32_t size);
     void free_context(uint32_t context);
-    uint64_t unexpected_bytes() const { return unexpected_bytes_; }
+    uint64_t unexpected_bytes() const;
     int32_t failed_ranks(int32_t *out, int32_t capacity) const;
 
     const Config &config() const { return config_; }
@@ -138,11 +138,15 @@ private:
     void deliver_eager(Request *, Peer &, int32_t tag, const void *data, uint64_t size);
     void start_rendezvous(Request *, Peer &, int32_t tag, const RtsHeader &, const void *rkey);
     void ask_for_fragments(Request *);
-    void get_next(Request *);
+    bool get_next(Request *);
     void get_done(Request *, mpx_status);
+    void free_keys(Request *);
+    void end_unfinished(Request *, Error);
     void give_credit(Peer &, uint64_t bytes);
     void consume(Request *, Message *);
     void give_up(Request *, Peer &, int32_t tag, int32_t failed_rank);
+    void keep(MatchQueue &, Message *);
+    void discard(Message *);
     bool hopeless(const MatchQueue &, int32_t source) const;
 
     // handlers of active messages; arg is the Engine, ep_user the Peer

@@ -44,6 +44,7 @@ struct Peer {
     State state = State::kUnknown;
     bool in_backlog = false;
     bool failure_pending = false;   // on_error came; handled after progress
+    bool muted = false;             // it spoke nonsense: nothing that it says afterwards counts
     bool get_refused = false;       // a get said UNSUPPORTED: fragments from now on
     Transport *transport = nullptr;
     mpx_ep *ep = nullptr;

@@ -99,7 +99,9 @@ Wait Engine::wait_until(Ready ready) {
     Locked locked(*this);
     auto &lock = locked.lock();
     const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(config_.spin_seconds));
-    auto spin_end = Clock::now() + spin;
+    const auto start = Clock::now();
+    const auto slice_end = start + std::chrono::milliseconds(kSliceMilliseconds);
+    auto spin_end = start + spin;
     Wait result = Wait::kDone;
     for (;;) {
         if (ready()) break;
@@ -109,7 +111,7 @@ Wait Engine::wait_until(Ready ready) {
         }
         if (sleeping_) {  // another thread drives
             ++waiting_;
-            const bool told = completed_.wait_for(lock, std::chrono::milliseconds(kSliceMilliseconds)) == std::cv_status::no_timeout;
+            const bool told = completed_.wait_until(lock, slice_end) == std::cv_status::no_timeout;
             --waiting_;
             if (told) continue;
             if (!ready()) result = Wait::kInterrupted;
@@ -121,14 +123,18 @@ Wait Engine::wait_until(Ready ready) {
             done = ready() || !parked_.empty();
         }
         if (done) continue;
-        if (Clock::now() < spin_end) {
+        const auto time = Clock::now();
+        if (time >= slice_end) {  // however much goes on: signals and deadlines want to be looked at
+            result = Wait::kInterrupted;
+            break;
+        }
+        if (time < spin_end || !arm_all()) {
             const bool wanted = contenders_.load(std::memory_order_relaxed) > 0;
             lock.unlock();
             wanted ? static_cast<void>(sched_yield()) : relax();
             lock.lock();
             continue;
         }
-        if (!arm_all()) continue;
         if (!sleep(lock)) {
             if (!ready()) result = Wait::kInterrupted;
             break;

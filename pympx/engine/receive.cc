@@ -127,8 +127,15 @@ void Engine::consume(Request *r, Message *m) {
     } else {
         deliver_eager(r, p, m->tag, m->payload(), m->size);
         if (m->form == Message::Form::kEagerSync) send_control(p, kAmFin, m->sender_request);
+    }
+    discard(m);
+}
+
+// Frees a message that left its queue; its sender may send as much again.
+void Engine::discard(Message *m) {
+    if (m->form != Message::Form::kRts) {
         unexpected_bytes_ -= m->size;
-        give_credit(p, m->credit);
+        give_credit(*m->peer, m->credit);
     }
     Message::destroy(m);
 }
@@ -140,11 +147,22 @@ void Engine::give_credit(Peer &p, uint64_t bytes) {
     p.to_give_back = 0;
 }
 
-mpx_status Engine::on_credit(void *, void *ep_user, const void *header, size_t, void *, size_t, unsigned) {
+mpx_status Engine::on_credit(void *arg, void *ep_user, const void *header, size_t header_length, void *, size_t, unsigned) {
+    Engine &e = *static_cast<Engine *>(arg);
+    Peer &p = *static_cast<Peer *>(ep_user);
     uint64_t bytes;
+    if (header_length != sizeof bytes) return e.protocol_violation(p);
     std::memcpy(&bytes, header, sizeof bytes);
-    static_cast<Peer *>(ep_user)->credit += bytes;
+    if (bytes > e.config_.eager_window - p.credit) return e.protocol_violation(p);
+    p.credit += bytes;
     return MPX_OK;
+}
+
+// A message without a receive waits; so may a thread that probes.
+void Engine::keep(MatchQueue &queue, Message *m) {
+    if (m->form != Message::Form::kRts) unexpected_bytes_ += m->size;
+    queue.add_unexpected(m);
+    if (waiting_) completed_.notify_all();
 }
 
 mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t header_length, void *data, size_t length, unsigned) {
@@ -156,8 +174,10 @@ mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t
         std::memcpy(&match, data, sizeof match);
         data = static_cast<char *>(data) + sizeof match;
         length -= sizeof match;
-    } else {
+    } else if (header_length == sizeof match) {
         std::memcpy(&match, header, sizeof match);
+    } else {
+        return e.protocol_violation(p);
     }
     MatchQueue &queue = e.queue_of(match_context(match));
     const int32_t tag = match_tag(match);
@@ -174,8 +194,7 @@ mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t
     m->size = length;
     m->credit = length + kMessageCost;
     if (length) std::memcpy(m->payload(), data, length);
-    e.unexpected_bytes_ += length;
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
@@ -204,8 +223,7 @@ mpx_status Engine::on_eager_sync(void *arg, void *ep_user, const void *, size_t,
     m->credit = length + kMessageCost;
     m->sender_request = header.sender_request;
     if (length) std::memcpy(m->payload(), payload, length);
-    e.unexpected_bytes_ += length;
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
@@ -236,7 +254,7 @@ mpx_status Engine::on_rts(void *arg, void *ep_user, const void *, size_t, void *
     m->address = header.address;
     m->rkey_len = header.rkey_len;
     std::memcpy(m->payload(), rkey, header.rkey_len);
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
@@ -244,7 +262,7 @@ void Engine::start_rendezvous(Request *r, Peer &p, int32_t tag, const RtsHeader 
     r->peer = &p;
     r->remote = header.sender_request;
     r->remote_address = header.address;
-    if (p.state == Peer::State::kFailed) {  // its data died with it
+    if (p.failure_pending || !p.ep) {  // its link ended, its data cannot come
         r->status.source = p.rank;
         r->status.tag = tag;
         return complete(r, Error::kProcFailed);
@@ -258,8 +276,10 @@ void Engine::start_rendezvous(Request *r, Peer &p, int32_t tag, const RtsHeader 
     Transport &t = *p.transport;
     if (header.rkey_len && !p.get_refused && t.table->rkey_unpack(t.domain, rkey, header.rkey_len, &r->rkey) == MPX_OK) {
         if (!(t.attr.caps & MPX_CAP_NEED_MEMH) ||
-            t.table->mem_reg(t.domain, r->buffer, r->expected, MPX_MEM_HOST, MPX_ACCESS_LOCAL, &r->memh) == MPX_OK)
-            return get_next(r);
+            t.table->mem_reg(t.domain, r->buffer, r->expected, MPX_MEM_HOST, MPX_ACCESS_LOCAL, &r->memh) == MPX_OK) {
+            get_next(r);
+            return;
+        }
         t.table->rkey_release(t.domain, r->rkey);
         r->rkey = nullptr;
     }
@@ -274,33 +294,50 @@ void Engine::ask_for_fragments(Request *r) {
     send_control(p, kAmCts, 0, &cts);
 }
 
-// Fetches the next piece; with no room it queues itself.
-void Engine::get_next(Request *r) {
+// Fetches what is left, piece by piece, until a piece takes its time. False: there was no room, the request queued itself.
+bool Engine::get_next(Request *r) {
     Peer &p = *r->peer;
     Transport &t = *p.transport;
-    uint64_t n = r->expected - r->moved;
-    if (t.attr.max_zcopy && n > t.attr.max_zcopy) n = t.attr.max_zcopy;
-    const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->memh};
-    const mpx_status st = t.ops->get_zcopy(p.ep, &iov, 1, r->remote_address + r->moved, r->rkey, &r->completion);
-    if (st == MPX_ERR_NO_RESOURCE) {
-        r->stage = Stage::kQueued;
-        return queue(p, r);
+    while (r->moved < r->expected) {
+        if (!p.ep) {  // the engine is being closed
+            get_done(r, MPX_ERR_CANCELED);
+            return true;
+        }
+        uint64_t n = r->expected - r->moved;
+        if (t.attr.max_zcopy && n > t.attr.max_zcopy) n = t.attr.max_zcopy;
+        const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->memh};
+        const mpx_status st = t.ops->get_zcopy(p.ep, &iov, 1, r->remote_address + r->moved, r->rkey, &r->completion);
+        if (st == MPX_ERR_NO_RESOURCE) {
+            r->stage = Stage::kQueued;
+            queue(p, r);
+            return false;
+        }
+        if (st < 0) {
+            get_done(r, st);
+            return true;
+        }
+        r->moved += n;
+        if (st == MPX_INPROGRESS) {
+            r->stage = Stage::kTransport;
+            p.inflight.push_back(r);
+            return true;
+        }
     }
-    if (st < 0) return get_done(r, st);
-    r->moved += n;
-    if (st == MPX_OK) return get_done(r, MPX_OK);
-    r->stage = Stage::kTransport;
-    p.inflight.push_back(r);
+    get_done(r, MPX_OK);
+    return true;
+}
+
+void Engine::free_keys(Request *r) {
+    Transport &t = *r->peer->transport;
+    if (r->rkey) t.table->rkey_release(t.domain, r->rkey);
+    r->rkey = nullptr;
+    if (r->memh) t.table->mem_dereg(t.domain, r->memh);
+    r->memh = nullptr;
 }
 
 void Engine::get_done(Request *r, mpx_status st) {
     Peer &p = *r->peer;
-    Transport &t = *p.transport;
-    if (st == MPX_OK && r->moved < r->expected) return get_next(r);
-    t.table->rkey_release(t.domain, r->rkey);
-    r->rkey = nullptr;
-    if (r->memh) t.table->mem_dereg(t.domain, r->memh);
-    r->memh = nullptr;
+    free_keys(r);
     if (st == MPX_ERR_UNSUPPORTED) {
         p.get_refused = true;
         r->moved = 0;
@@ -320,6 +357,7 @@ void Engine::on_transport_done(mpx_completion *completion, mpx_status st) {
     p.inflight.remove(r);
     r->stage = Stage::kQueued;
     if (r->kind == Kind::kSend) e.finish_send(r, st == MPX_OK ? Error::kNone : Error::kProcFailed);
+    else if (st == MPX_OK && r->moved < r->expected) e.get_next(r);
     else e.get_done(r, st);
 }
 
@@ -331,7 +369,7 @@ mpx_status Engine::on_data(void *arg, void *ep_user, const void *, size_t, void 
     std::memcpy(&header, data, sizeof header);
     length -= sizeof header;
     Request *r = e.requests_.find(header.receiver_request);
-    if (!r || r->peer != &p || r->stage != Stage::kReceiving || header.offset > r->expected || length > r->expected - header.offset)
+    if (!r || r->peer != &p || r->stage != Stage::kReceiving || header.offset != r->moved || length > r->expected - r->moved)
         return e.protocol_violation(p);
     std::memcpy(static_cast<char *>(r->buffer) + header.offset, static_cast<char *>(data) + sizeof header, length);
     r->moved += length;
@@ -382,7 +420,7 @@ mpx_status Engine::on_given_up(void *arg, void *ep_user, const void *header, siz
     m->source = p.rank;
     m->tag = tag;
     m->address = failed_rank;
-    queue.add_unexpected(m);
+    e.keep(queue, m);
     return MPX_OK;
 }
 
@@ -390,8 +428,9 @@ mpx_status Engine::on_unknown(void *arg, void *ep_user, const void *, size_t, vo
     return static_cast<Engine *>(arg)->protocol_violation(*static_cast<Peer *>(ep_user));
 }
 
-// A peer that speaks nonsense is treated as failed; nothing it says afterwards changes our state.
+// A peer that speaks nonsense is treated as failed.
 mpx_status Engine::protocol_violation(Peer &p) {
+    p.muted = true;
     on_error(this, p.ep, MPX_ERR_INVALID);
     return MPX_ERR_INVALID;
 }

@@ -39,7 +39,7 @@ std::unique_ptr<Schedule> Schedule::decode(const int64_t *words, size_t count) {
     const auto bad = [](const char *what) { throw std::invalid_argument(std::string("not a schedule: ") + what); };
     if (count < kHeader || words[0] < 0 || words[2] < 0) bad("header");
     const auto n = static_cast<size_t>(words[0]), edges = static_cast<size_t>(words[2]);
-    if (count != kHeader + n * kRecord + edges) bad("length");
+    if (words[1] < 0 || n > count / kRecord || edges > count || count != kHeader + n * kRecord + edges) bad("length");
     auto s = std::make_unique<Schedule>();
     s->temporary_bytes = static_cast<uint64_t>(words[1]);
     s->vertices.resize(n);
@@ -49,7 +49,14 @@ std::unique_ptr<Schedule> Schedule::decode(const int64_t *words, size_t count) {
     for (size_t i = 0; i < n; i++) {
         const int64_t *w = words + kHeader + i * kRecord;
         if (w[0] < 0 || w[0] > kCopy || w[2] < 0 || w[2] > 255 || w[7] < 0 || w[8] < 0 || w[9] < 0) bad("vertex");
-        if (static_cast<size_t>(w[8] + w[9]) > edges) bad("dependencies");
+        if (static_cast<size_t>(w[8]) > edges || static_cast<size_t>(w[9]) > edges - static_cast<size_t>(w[8])) bad("dependencies");
+        const auto place = [&](int64_t buffer, int64_t offset, int64_t first_buffer) {
+            if (buffer < first_buffer || buffer > kTemporary || offset < 0) bad("place");
+            if (buffer == kTemporary && (offset > words[1] || w[7] > words[1] - offset)) bad("a place beyond temporary memory");
+        };
+        if (w[0] != kRecv) place(w[3], w[4], kSendBuffer);
+        if (w[0] != kSend) place(w[5], w[6], kReceiveBuffer);
+        if (w[0] <= kRecv && (w[1] < 0 || w[1] > INT32_MAX)) bad("peer");
         s->vertices[i] = {static_cast<Kind>(w[0]), static_cast<uint8_t>(w[2]), static_cast<int8_t>(w[3]), static_cast<int8_t>(w[5]),
                           static_cast<int32_t>(w[1]), 0, 0, w[4], w[6], static_cast<uint64_t>(w[7])};
         s->dependencies[i] = static_cast<uint32_t>(w[9]);

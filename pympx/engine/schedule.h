@@ -18,10 +18,11 @@ struct Execution;
 class Schedule {
 public:
     enum Kind : uint8_t { kSend = 0, kRecv = 1, kReduce = 2, kCopy = 3 };
+    enum Buffer : int8_t { kSendBuffer = 0, kReceiveBuffer = 1, kTemporary = 2 };  // -1: none
     struct Vertex {
         Kind kind;
         uint8_t slot;
-        int8_t source_buffer;       // 0 send, 1 receive, 2 temporary, -1 none
+        int8_t source_buffer;
         int8_t destination_buffer;
         int32_t peer;
         uint32_t first_successor;

@@ -175,11 +175,7 @@ mpx_status Engine::send_rts(Request *r) {
 }
 
 void Engine::finish_send(Request *r, Error error) {
-    if (r->memh) {
-        Transport &t = *r->peer->transport;
-        t.table->mem_dereg(t.domain, r->memh);
-        r->memh = nullptr;
-    }
+    free_keys(r);
     r->status.bytes = r->status.full_size = r->length;
     complete(r, error);
 }
@@ -193,7 +189,8 @@ mpx_status Engine::on_cts(void *arg, void *ep_user, const void *, size_t, void *
     if (length != sizeof cts) return e.protocol_violation(p);
     std::memcpy(&cts, data, sizeof cts);
     Request *r = e.requests_.find(cts.sender_request);
-    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer || cts.limit > r->length) return e.protocol_violation(p);
+    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer || r->protocol < Protocol::kRndvGet || cts.limit > r->length)
+        return e.protocol_violation(p);
     p.inflight.remove(r);
     r->stage = Stage::kStreaming;
     r->remote = cts.receiver_request;
@@ -260,8 +257,7 @@ void Engine::flush_peer(Peer &p) {
         p.pending.remove(op);  // first: a request that ends here may be reused at once
         const bool is_get = r->kind == Kind::kRecv;
         if (is_get) {
-            get_next(r);  // queues itself again at the end when there is no room
-            if (r->stage == Stage::kQueued) return;
+            if (!get_next(r)) return;  // it queued itself again at the end
         } else if (start_send(r) == MPX_ERR_NO_RESOURCE) {
             p.pending.push_front(op);
             return add_to_backlog(p);
