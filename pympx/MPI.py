@@ -11,3 +11,4 @@ from .api.request import REQUEST_NULL, Grequest, Prequest, Request  # noqa: F401
 from .bindings.status import Status  # noqa: F401
 from .api import datatype as _d, op as _o
 globals().update(_d.PREDEFINED); globals().update(_o.PREDEFINED)
+from .api.pickle import Pickle, pickle

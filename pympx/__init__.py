@@ -3,7 +3,12 @@
 Start with ``from pympx import MPI``. Importing this package alone loads nothing compiled, opens no socket and starts no thread.
 """
 
+from __future__ import annotations
+
+from .options import rc
+
 __version__ = "0.1.0"
+__all__ = ["counters", "rc"]
 
 
 def counters() -> dict[str, dict[str, int]]:

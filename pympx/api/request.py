@@ -8,15 +8,17 @@ from typing import Any
 from ..bindings import request as _request
 from ..bindings.request import Request as _Request
 from ..bindings.status import Status
+from .handles import Handled, Table
 
 _Requests = Sequence[_Request]
 _Statuses = list[Status] | Sequence[Status] | None
 
 
-class Request(_Request):
+class Request(_Request, Handled):
     """An operation in flight; REQUEST_NULL, which is false, once it is complete."""
 
     __slots__ = ()
+    _table: Table[Any] = Table(0x2C000000)
 
     @classmethod
     def Waitall(cls, requests: _Requests, statuses: _Statuses = None) -> bool:
@@ -118,6 +120,10 @@ class Prequest(Request):
 
     __slots__ = ()
 
+    def __init__(self, request: Prequest | None = None) -> None:
+        if request is not None and not isinstance(request, Prequest):
+            raise TypeError(f"request: expecting Prequest, not {type(request).__name__}")
+
     def Start(self) -> None:
         """Start the operation again."""
         _request.start_persistent(self)
@@ -133,6 +139,10 @@ class Grequest(Request):
     """A generalized request; making one is not supported yet."""
 
     __slots__ = ()
+
+    def __init__(self, request: Grequest | None = None) -> None:
+        if request is not None and not isinstance(request, Grequest):
+            raise TypeError(f"request: expecting Grequest, not {type(request).__name__}")
 
 
 REQUEST_NULL = Request()

@@ -19,6 +19,8 @@ from .pickling cimport Chunk, dumps, loads, own
 from .request cimport ACTIVE, NOBODY, Request, new_request, orphan
 from .status cimport fill_empty, fill_status
 
+import warnings
+
 cdef int ANY_SOURCE = -2
 cdef int ANY_TAG = -1
 cdef int PROC_NULL = -1
@@ -484,11 +486,13 @@ cdef class Comm:
         return self.nothing()
 
     def recv(self, buf=None, int source=ANY_SOURCE, int tag=ANY_TAG, status=None):
-        """Receive a Python object of any size. `buf` is accepted for compatibility and not needed."""
+        """Receive a Python object of any size. `buf` is not needed: giving one draws a warning, as in mpi4py."""
         cdef EngineRequest *r
         cdef EngineStatus result
         cdef Chunk chunk
         cdef int world
+        if buf is not None:
+            warnings.warn("recv: the buf argument is not needed and ignored", UserWarning, stacklevel=2)
         if source == PROC_NULL:
             self.check()
             fill_empty(status, PROC_NULL)

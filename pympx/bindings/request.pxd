@@ -8,6 +8,7 @@ cdef enum State:
     ACTIVE = 1         # the engine works on it
     NOBODY = 2         # to or from PROC_NULL: complete, without a message
     INACTIVE = 3       # a persistent request between two starts
+    ALIAS = 4          # another name for the request `keep`
 
 cdef class Request:
     cdef EngineRequest *handle

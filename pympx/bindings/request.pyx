@@ -89,6 +89,8 @@ cdef Request new_request(object cls):
 
 cdef EngineRequest *pending(Request r) noexcept:
     """An engine request that keeps `r` from being done; NULL if there is none."""
+    if r.state == ALIAS:
+        return pending(<Request>r.keep)
     if r.state != ACTIVE:
         return NULL
     if not r.handle.done.load():
@@ -108,16 +110,13 @@ cdef class Request:
         self.message.has_view = False
         self.message.owner = NULL
         self.what = ""
-        if request is not None:  # another name for the same operation; the first to complete it takes its result
-            self.companion = request.companion
-            self.keep = request
-            self.persistent = request.persistent
-            self.state, self.comm, self.what = request.state, request.comm, request.what
-            self.handle = request.handle
-            self.inverse = request.inverse
+        if request is not None and original(request).state != NULL_REQUEST:
+            # another name for the same operation; the first to complete it takes its result
+            self.state = ALIAS
+            self.keep = original(request)
 
     def __dealloc__(self):
-        if self.state == ACTIVE and runtime.engine != NULL and not isinstance(self.keep, Request):
+        if self.state == ACTIVE and runtime.engine != NULL:
             if self.handle.done.load():
                 runtime.engine.release(self.handle)
             else:
@@ -134,7 +133,7 @@ cdef class Request:
         return hash(identity(self))
 
     def __bool__(self):
-        return self.state != NULL_REQUEST
+        return original(self).state != NULL_REQUEST
 
     cdef bint is_done(self) except -1:
         return pending(self) == NULL
@@ -157,9 +156,9 @@ cdef class Request:
         if before == NULL_REQUEST or before == INACTIVE:
             fill_empty(status, ANY_SOURCE)
             return None
-        self.state = INACTIVE if self.persistent is not None else NULL_REQUEST
-        if isinstance(self.keep, Request):
+        if before == ALIAS:
             return (<Request>self.keep).finish(status)
+        self.state = INACTIVE if self.persistent is not None else NULL_REQUEST
         release(&self.message)
         if self.companion is not None:
             companion, self.companion = self.companion, None
@@ -223,6 +222,8 @@ cdef class Request:
 
     def Get_status(self, status=None):
         """Return whether the operation is complete, without freeing the request."""
+        if self.state == ALIAS:
+            return original(self).Get_status(status)
         self.poll()
         if not self.is_done():
             return False
@@ -238,6 +239,8 @@ cdef class Request:
 
     def Cancel(self):
         """Withdraw a receive that has not matched; anything else goes on. The request still has to be waited for."""
+        if self.state == ALIAS:
+            return original(self).Cancel()
         if self.state == NULL_REQUEST:
             fail(ERR_REQUEST, "Cancel: the request is REQUEST_NULL")
         if self.state == ACTIVE and not self.handle.done.load():
@@ -250,9 +253,11 @@ cdef class Request:
 
     def Free(self):
         """Forget the request: the operation goes on, its buffer is kept alive."""
+        if self.state == ALIAS:
+            return original(self).Free()
         if self.state == NULL_REQUEST:
             fail(ERR_REQUEST, "Free: the request is REQUEST_NULL")
-        if self.state == ACTIVE and not isinstance(self.keep, Request):
+        if self.state == ACTIVE:
             orphan(self.handle, &self.message, self.keep, False)
         self.persistent = None
         self.handle = NULL
@@ -265,13 +270,16 @@ cdef class Request:
         self.Free()
 
 
+cdef Request original(Request r):
+    """The request that `r` is another name for; else `r`."""
+    return <Request>r.keep if r.state == ALIAS else r
+
+
 cdef size_t identity(Request r) noexcept:
     """Equal for two names of one operation; 0 for REQUEST_NULL."""
-    if r.state == NULL_REQUEST:
-        return 0
-    if isinstance(r.keep, Request):
+    if r.state == ALIAS:
         return identity(<Request>r.keep)
-    return <size_t><void *>r
+    return 0 if r.state == NULL_REQUEST else <size_t><void *>r
 
 
 cdef list listed(object requests):
@@ -318,7 +326,7 @@ cdef int wait_some(list requests) except -1:
     try:
         for r in requests:
             handle = pending(<Request>r)
-            if handle == NULL and (<Request>r).state in (ACTIVE, NOBODY):
+            if handle == NULL and active(<Request>r):
                 return 0
             if handle != NULL:
                 handles[n] = handle
@@ -331,6 +339,8 @@ cdef int wait_some(list requests) except -1:
 
 
 cdef bint active(Request r) noexcept:
+    if r.state == ALIAS:
+        return active(<Request>r.keep)
     return r.state == ACTIVE or r.state == NOBODY
 
 
@@ -466,6 +476,7 @@ def status_some(requests, statuses, make):
 
 def start_persistent(Request request):
     """Start an inactive persistent request."""
+    request = original(request)
     if request.persistent is None or request.state != INACTIVE:
         fail(ERR_REQUEST, "Start: the request is " + ("active" if request.state != NULL_REQUEST else "REQUEST_NULL"))
     request.persistent(request)
