@@ -27,10 +27,12 @@ struct Execution {
     Execution *next_idle = nullptr;
 
     char *at(int8_t buffer, int64_t offset) const {
-        char *base = buffer == 0   ? const_cast<char *>(static_cast<const char *>(binding.send_buffer))
-                     : buffer == 1 ? static_cast<char *>(binding.receive_buffer)
-                                   : temporary.get();
-        return base + offset;
+        switch (buffer) {
+            case Schedule::kSendBuffer: return const_cast<char *>(static_cast<const char *>(binding.send_buffer)) + offset;
+            case Schedule::kReceiveBuffer: return static_cast<char *>(binding.receive_buffer) + offset;
+            case Schedule::kTemporary: return temporary.get() + offset;
+            default: return nullptr;  // an empty message
+        }
     }
 };
 
@@ -51,6 +53,7 @@ std::unique_ptr<Schedule> Schedule::decode(const int64_t *words, size_t count) {
         if (w[0] < 0 || w[0] > kCopy || w[2] < 0 || w[2] > 255 || w[7] < 0 || w[8] < 0 || w[9] < 0) bad("vertex");
         if (static_cast<size_t>(w[8]) > edges || static_cast<size_t>(w[9]) > edges - static_cast<size_t>(w[8])) bad("dependencies");
         const auto place = [&](int64_t buffer, int64_t offset, int64_t first_buffer) {
+            if (buffer == -1 && w[7] == 0) return;  // an empty message needs no place
             if (buffer < first_buffer || buffer > kTemporary || offset < 0) bad("place");
             if (buffer == kTemporary && (offset > words[1] || w[7] > words[1] - offset)) bad("a place beyond temporary memory");
         };
