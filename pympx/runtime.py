@@ -63,7 +63,7 @@ def start() -> None:
             return
         boot = bootstrap()
         wanted: str = config.get("PYMPX_TRANSPORT")
-        host = _host_identity()
+        host = host_identity()
         hosts = boot.allgather(host)
         here = hosts.count(host)
         cores = len(os.sched_getaffinity(0))
@@ -133,7 +133,7 @@ def _open(name: str) -> int:
     return number
 
 
-def _host_identity() -> bytes:
+def host_identity() -> bytes:
     """What ranks on one running kernel have in common."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().strip()
