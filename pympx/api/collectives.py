@@ -27,7 +27,9 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
     "exscan": ("in_place",),
 }
 #: collectives whose first size is the same on all ranks, so that it may choose the algorithm
-_SAME_SIZE_EVERYWHERE = frozenset(("bcast", "reduce", "allreduce", "gather", "scatter", "allgather", "alltoall", "reduce_scatter_block", "scan", "exscan"))
+_SAME_SIZE_EVERYWHERE = frozenset(
+    ("bcast", "reduce", "allreduce", "gather", "scatter", "allgather", "alltoall", "reduce_scatter_block", "scan", "exscan")
+)
 
 
 def build(rank: int, size: int, key: tuple[Any, ...]) -> bytes:

@@ -43,12 +43,11 @@ class Comm(_Comm, Handled):
 
     group = property(Get_group, doc="Group of its processes.")
 
-    @classmethod
-    def Compare(cls, comm1: Comm, comm2: Comm) -> int:
+    def Compare(self, comm: Comm) -> int:
         """Return IDENT (the same), CONGRUENT (same group), SIMILAR (other order) or UNEQUAL."""
-        if comm1 == comm2:
+        if self == comm:
             return IDENT
-        result = Group.Compare(comm1.Get_group(), comm2.Get_group())
+        result = self.Get_group().Compare(comm.Get_group())
         return {IDENT: CONGRUENT, SIMILAR: SIMILAR}.get(result, UNEQUAL)
 
     def Get_name(self) -> str:
@@ -129,7 +128,7 @@ class Comm(_Comm, Handled):
 
     @classmethod
     def Create_keyval(cls, copy_fn: Any = None, delete_fn: Any = None, nopython: bool = False) -> int:
-        """Return a new key of attributes; copy_fn(comm, keyval, value) gives the value for a Dup, delete_fn(comm, keyval, value) ends it."""
+        """Return a new key of attributes; copy_fn(comm, keyval, value) gives the value for a Dup, delete_fn, called alike, ends it."""
         return attributes.create(copy_fn, delete_fn)
 
     @classmethod

@@ -113,7 +113,7 @@ def Compute_dims(nnodes: int, dims: int | Sequence[int]) -> list[int]:
 
 
 def _balanced(total: int, parts: int, limit: int) -> list[int]:
-    """Return the factorization of `total` into `parts` factors <= limit, descending, whose first is least, and so on; [] if there is none."""
+    """Return the factorization of `total` into `parts` factors <= limit, descending, the first as small as can be; [] if none."""
     if parts == 1:
         return [total] if total <= limit else []
     for first in range(1, min(total, limit) + 1):

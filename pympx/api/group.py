@@ -52,7 +52,8 @@ class Group(Handled):
         self._check()
         for rank in ranks:
             if not 0 <= rank < len(self._members):
-                raise Exception(CLASSES["ERR_RANK"][0], f"rank is {rank}, must be 0..{len(self._members) - 1} in a group of {len(self._members)}")
+                size = len(self._members)
+                raise Exception(CLASSES["ERR_RANK"][0], f"rank is {rank}, must be 0..{size - 1} in a group of {size}")
         if len(set(ranks)) != len(ranks):
             raise Exception(CLASSES["ERR_RANK"][0], f"ranks {list(ranks)} name a process twice")
         return [self._members[rank] for rank in ranks]
@@ -115,13 +116,12 @@ class Group(Handled):
             out.append(target.index(member) if member in target else UNDEFINED)
         return out
 
-    @classmethod
-    def Compare(cls, group1: Group, group2: Group) -> int:
+    def Compare(self, group: Group) -> int:
         """Return IDENT, SIMILAR (other order) or UNEQUAL."""
-        group1._check(), group2._check()
-        if group1._members == group2._members:
+        self._check(), group._check()
+        if self._members == group._members:
             return IDENT
-        return SIMILAR if set(group1._members) == set(group2._members) else UNEQUAL
+        return SIMILAR if set(self._members) == set(group._members) else UNEQUAL
 
     def Dup(self) -> Group:
         """Return a copy."""
