@@ -69,7 +69,7 @@ def start() -> None:
             return
         boot = bootstrap()
         wanted: str = config.get("PYMPX_TRANSPORT")
-        host = _host_identity()
+        host = host_identity()
         wants_report = bool(config.get("PYMPX_REPORT"))
         said = boot.allgather(host + (b"R" if wants_report else b"-"))
         hosts = [text[:-1] for text in said]
@@ -153,7 +153,7 @@ def _open(name: str) -> int:
     return number
 
 
-def _host_identity() -> bytes:
+def host_identity() -> bytes:
     """What ranks on one running kernel have in common."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().strip()

@@ -21,9 +21,15 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
     "allgatherv": ("in_place",),
     "alltoall": ("in_place",),
     "alltoallv": ("in_place",),
+    "reduce_scatter": ("in_place",),
+    "reduce_scatter_block": ("in_place",),
+    "scan": ("in_place",),
+    "exscan": ("in_place",),
 }
 #: collectives whose first size is the same on all ranks, so that it may choose the algorithm
-_SAME_SIZE_EVERYWHERE = frozenset(("bcast", "reduce", "allreduce", "gather", "scatter", "allgather", "alltoall"))
+_SAME_SIZE_EVERYWHERE = frozenset(
+    ("bcast", "reduce", "allreduce", "gather", "scatter", "allgather", "alltoall", "reduce_scatter_block", "scan", "exscan")
+)
 
 
 def build(rank: int, size: int, key: tuple[Any, ...]) -> bytes:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .. import runtime
 from ..bindings import comm as _comm
 from ..bindings import request as _request
 from ..bindings.comm import Comm as _Comm
-from . import collectives, objects
-from .constants import ANY_SOURCE, ANY_TAG, CONGRUENT, IDENT, IN_PLACE, MAX_OBJECT_NAME, SIMILAR, UNDEFINED, UNEQUAL
-from .errors import CLASSES, Exception
+from . import attributes, collectives, objects
+from .constants import ANY_SOURCE, ANY_TAG, COMM_TYPE_SHARED, CONGRUENT, IDENT, IN_PLACE, MAX_OBJECT_NAME, SIMILAR, UNDEFINED, UNEQUAL
+from .errhandler import ERRORS_RETURN, Errhandler, must_raise
+from .errors import CLASSES, Exception, UnsupportedError
 from .group import Group
+from .handles import Handled, Table
+from .info import Info
 from .memory import reserve_buffered
-from .op import PREDEFINED as _OPS
+from .op import MAX, SUM
 from .request import Prequest, Request
+from .unsupported import complete
 
-MAX = _OPS["MAX"]
-SUM = _OPS["SUM"]
 # Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's, 4 that of PYMPX_REPORT's messages.
 REPORT_CONTEXT = 4
 _next_context = 6
@@ -32,11 +34,14 @@ else:
     _Skin = _Comm
 
 
-class Comm(_Skin):
+@complete
+class Comm(_Skin, Handled):
     """A communicator."""
 
-    __slots__ = ("_attributes", "_name")
+    __slots__ = ("_attributes", "_locks", "_name")
+    _table: Table[Any] = Table(0x04000000)
     _attributes: dict[int, Any]
+    _locks: dict[str, Any]
     _name: str
 
     def Get_group(self) -> Group:
@@ -45,12 +50,11 @@ class Comm(_Skin):
 
     group = property(Get_group, doc="Group of its processes.")
 
-    @classmethod
-    def Compare(cls, comm1: Comm, comm2: Comm) -> int:
+    def Compare(self, comm: Comm) -> int:
         """Return IDENT (the same), CONGRUENT (same group), SIMILAR (other order) or UNEQUAL."""
-        if comm1 == comm2:
+        if self == comm:
             return IDENT
-        result = Group.Compare(comm1.Get_group(), comm2.Get_group())
+        result = self.Get_group().Compare(comm.Get_group())
         return {IDENT: CONGRUENT, SIMILAR: SIMILAR}.get(result, UNEQUAL)
 
     def Get_name(self) -> str:
@@ -78,7 +82,7 @@ class Comm(_Skin):
     is_inter = property(Is_inter, doc="Whether it is an intercommunicator.")
     is_intra = property(Is_intra, doc="Whether it is an intracommunicator.")
 
-    def Abort(self, errorcode: int = 0) -> None:
+    def Abort(self, errorcode: int = 0) -> NoReturn:
         """End the whole job with `errorcode`."""
         runtime.abort(errorcode & 0xFF or (1 if errorcode else 0))
 
@@ -87,6 +91,7 @@ class Comm(_Skin):
         self.resolve()
         if self._context < 4:
             raise Exception(CLASSES["ERR_COMM"][0], f"{self.Get_name()} cannot be freed")
+        attributes.clear(self)
         self._leave()
 
     def Send_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
@@ -113,11 +118,90 @@ class Comm(_Skin):
         self.resolve()
         return _request.make_persistent(Prequest(), lambda request: _request.adopt(request, start()))
 
+    def Get_attr(self, keyval: int) -> Any:
+        """Return an attribute, None if it was not set. Predefined ones: TAG_UB, IO, WTIME_IS_GLOBAL."""
+        self.resolve()
+        return attributes.get(self, keyval)
 
-class Intracomm(Comm):
-    """A communicator whose ranks all talk to each other."""
+    def Set_attr(self, keyval: int, attrval: Any) -> None:
+        """Set an attribute."""
+        self.resolve()
+        attributes.put(self, keyval, attrval)
 
-    __slots__ = ()
+    def Delete_attr(self, keyval: int) -> None:
+        """Delete an attribute."""
+        self.resolve()
+        attributes.delete(self, keyval)
+
+    @classmethod
+    def Create_keyval(cls, copy_fn: Any = None, delete_fn: Any = None, nopython: bool = False) -> int:
+        """Return a new key of attributes; copy_fn(comm, keyval, value) gives the value for a Dup, delete_fn, called alike, ends it."""
+        return attributes.create(copy_fn, delete_fn)
+
+    @classmethod
+    def Free_keyval(cls, keyval: int) -> int:
+        """Forget a key; return KEYVAL_INVALID. Attributes under it stay until they are deleted."""
+        return attributes.free(keyval)
+
+    def Get_errhandler(self) -> Errhandler:
+        """Return ERRORS_RETURN: errors are always raised."""
+        self.resolve()
+        return Errhandler(ERRORS_RETURN)
+
+    def Set_errhandler(self, errhandler: Errhandler) -> None:
+        """Accept ERRORS_RETURN; other error handlers are not supported."""
+        self.resolve()
+        must_raise("MPI.Comm.Set_errhandler", errhandler)
+
+    def Get_info(self) -> Info:
+        """Return the hints in use: none."""
+        self.resolve()
+        return Info.Create()
+
+    def Set_info(self, info: Info) -> None:
+        """Accept hints, of which none is used."""
+        self.resolve()
+
+    info = property(Get_info, Set_info, doc="Hints.")
+
+    def Get_topology(self) -> int:
+        """Return UNDEFINED: there are no topologies yet."""
+        self.resolve()
+        return UNDEFINED
+
+    topology = property(Get_topology, doc="Kind of topology.")
+
+    @property
+    def is_topo(self) -> bool:
+        """Whether the communicator has a topology."""
+        return self.Get_topology() != UNDEFINED
+
+    @classmethod
+    def fromhandle(cls, handle: int) -> Self:
+        """Return the communicator of a number: the very object, as calls on it are counted."""
+        found = cls._table.object(handle)
+        if found is None:
+            return cls()
+        if not isinstance(found, cls):
+            raise TypeError(f"handle {handle:#x} is a {type(found).__name__}, not a {cls.__name__}")
+        return found
+
+    def Disconnect(self) -> None:
+        """Free the communicator when its messages have arrived; collective."""
+        self.Barrier()
+        self.Free()
+
+    def free(self) -> None:
+        """Free the communicator unless it is COMM_NULL, COMM_WORLD or COMM_SELF."""
+        if self and self._context >= 4:
+            self.Free()
+
+    def __reduce__(self) -> Any:
+        if not self:
+            return type(self), ()
+        if self._context < 4:
+            return _predefined, (self._context,)
+        raise TypeError("a communicator cannot be pickled, unless it is COMM_NULL, COMM_WORLD or COMM_SELF")
 
     def _agree_on_context(self) -> int:
         """Collective: a context that no member uses."""
@@ -129,12 +213,17 @@ class Intracomm(Comm):
         _next_context = highest[0] + 2
         return highest[0]
 
-    def Dup(self, info: object = None) -> Intracomm:
-        """Collective: return a communicator of the same group with message contexts of its own."""
+    def Dup(self, info: object = None) -> Self:
+        """Collective: return a communicator of the same group with message contexts of its own, and the attributes that copy."""
         self.resolve()
         comm = type(self)()
         comm._define(self._agree_on_context(), self._world_ranks(), self.rank)
+        attributes.copy(self, comm)
         return comm
+
+    def Dup_with_info(self, info: object) -> Self:
+        """Collective: as Dup; there are no hints that change anything."""
+        return self.Dup(info)
 
     Clone = Dup
 
@@ -154,6 +243,13 @@ class Intracomm(Comm):
         ranks = [r for _, r in members]
         comm._define(context, [world[r] for r in ranks], ranks.index(self.rank))
         return comm
+
+    def Split_type(self, split_type: int, key: int = 0, info: object = None) -> Intracomm:
+        """Collective: return the communicator of the ranks on one host (COMM_TYPE_SHARED); UNDEFINED: COMM_NULL."""
+        if split_type not in (COMM_TYPE_SHARED, UNDEFINED):
+            raise UnsupportedError(f"MPI.Comm.Split_type({split_type})")
+        hosts = self.allgather(runtime.host_identity())
+        return self.Split(UNDEFINED if split_type == UNDEFINED else hosts.index(hosts[self.rank]), key)
 
     def Create(self, group: Group) -> Intracomm:
         """Collective: return the communicator of `group`, a subset of this one; COMM_NULL for others."""
@@ -198,6 +294,56 @@ class Intracomm(Comm):
         return objects.allreduce(self, sendobj, op)
 
 
+@complete
+class Intracomm(Comm):
+    """A communicator whose ranks all talk to each other."""
+
+    __slots__ = ()
+
+    def scan(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM) -> Any:
+        """Combine the objects of ranks 0 to this one with `op` in rank order."""
+        return objects.scan(self, sendobj, op)
+
+    def exscan(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM) -> Any:
+        """Combine the objects of the ranks below this one with `op` in rank order; None on rank 0."""
+        return objects.exscan(self, sendobj, op)
+
+
+@complete
+class Intercomm(Comm):
+    """A communicator between two groups; not supported yet."""
+
+    __slots__ = ()
+
+
+@complete
+class Topocomm(Intracomm):
+    """A communicator with a topology; not supported yet."""
+
+    __slots__ = ()
+
+
+@complete
+class Cartcomm(Topocomm):
+    """A communicator of a grid; not supported yet."""
+
+    __slots__ = ()
+
+
+@complete
+class Graphcomm(Topocomm):
+    """A communicator of a graph; not supported yet."""
+
+    __slots__ = ()
+
+
+@complete
+class Distgraphcomm(Topocomm):
+    """A communicator of a distributed graph; not supported yet."""
+
+    __slots__ = ()
+
+
 COMM_NULL = Comm()
 COMM_WORLD = Intracomm()
 COMM_SELF = Intracomm()
@@ -205,6 +351,10 @@ COMM_WORLD._define_later(0)
 COMM_SELF._define_later(2)
 COMM_WORLD._name = "MPI_COMM_WORLD"
 COMM_SELF._name = "MPI_COMM_SELF"
+
+
+def _predefined(context: int) -> Intracomm:
+    return COMM_SELF if context else COMM_WORLD
 
 
 def _resolve_world() -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+from collections.abc import Sequence
+from math import prod
 from time import perf_counter
 
-from .. import __version__, runtime
+from .. import __version__, rc, runtime
 from .constants import SUBVERSION, THREAD_MULTIPLE, VERSION
-from .errors import CLASSES, Exception
+from .errors import CLASSES, Exception, UnsupportedError
 
-_initialized = True
+if rc.errors not in ("exception", "default"):
+    raise UnsupportedError(f"pympx.rc.errors = {rc.errors!r}")
+_initialized = rc.initialize
 
 
 def Init() -> None:
-    """Do nothing: pympx is initialized when it is imported. Raises ERR_OTHER after Finalize."""
+    """Begin. Importing pympx.MPI has done it unless pympx.rc.initialize is false. Raises ERR_OTHER after Finalize."""
+    global _initialized
     if runtime.is_finalized():
         raise Exception(CLASSES["ERR_OTHER"][0], "Init: pympx was finalized and cannot start again")
+    _initialized = True
 
 
 def Init_thread(required: int = THREAD_MULTIPLE) -> int:
@@ -32,8 +38,8 @@ def Finalize() -> None:
 
 
 def Is_initialized() -> bool:
-    """Return whether communication is possible, or was before Finalize."""
-    return True
+    """Return whether Init was called, or importing did it; also after Finalize."""
+    return _initialized
 
 
 def Is_finalized() -> bool:
@@ -90,3 +96,29 @@ def Get_error_class(errorcode: int) -> int:
 def Get_error_string(errorcode: int) -> str:
     """Return the sentence for an error code."""
     return Exception(errorcode).Get_error_string()
+
+
+def Compute_dims(nnodes: int, dims: int | Sequence[int]) -> list[int]:
+    """Return a balanced grid of `nnodes` ranks: the dimensions that are 0 are chosen, largest first; others stay.
+
+    dims: the given dimensions, or how many there are. Raises ERR_DIMS when the given ones do not divide nnodes.
+    """
+    given = [0] * dims if isinstance(dims, int) else [int(n) for n in dims]
+    fixed = prod(n for n in given if n)
+    if nnodes < 1 or min(given, default=0) < 0 or nnodes % fixed or (0 not in given and fixed != nnodes):
+        raise Exception(CLASSES["ERR_DIMS"][0], f"Compute_dims: {nnodes} ranks do not fill a grid of {given}")
+    free = given.count(0)
+    chosen = _balanced(nnodes // fixed, free, nnodes // fixed) if free else []
+    return [n or chosen.pop(0) for n in given]
+
+
+def _balanced(total: int, parts: int, limit: int) -> list[int]:
+    """Return the factorization of `total` into `parts` factors <= limit, descending, the first as small as can be; [] if none."""
+    if parts == 1:
+        return [total] if total <= limit else []
+    for first in range(1, min(total, limit) + 1):
+        if total % first == 0 and first**parts >= total:
+            rest = _balanced(total // first, parts - 1, first)
+            if rest:
+                return [first, *rest]
+    return []

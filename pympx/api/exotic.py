@@ -82,7 +82,8 @@ def _array(array: Any, writable: bool) -> Decoded:
         raise TypeError(f"message: an array of Python objects ({array.dtype}) has no bytes to send; use the lower-case method")
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise BufferError(
-            f"ndarray of shape {array.shape} with strides {array.strides} is not contiguous; pass a contiguous copy (numpy.ascontiguousarray)"
+            f"ndarray of shape {array.shape} with strides {array.strides} is not contiguous; "
+            "pass a contiguous copy (numpy.ascontiguousarray)"
         )
     if writable and not array.flags.writeable:
         raise BufferError(f"ndarray of {array.nbytes} bytes is read-only; receiving needs a writable buffer")
@@ -115,7 +116,8 @@ def _product(shape: Iterable[int]) -> int:
 def _dlpack(obj: Any, writable: bool) -> Decoded:
     device, number = obj.__dlpack_device__()
     if int(device) not in _HOST_DEVICES:
-        raise TypeError(f"message: device buffer: {type(obj).__name__} is on DLPack device {int(device)}:{number}; copy it to the host first")
+        name = type(obj).__name__
+        raise TypeError(f"message: device buffer: {name} is on DLPack device {int(device)}:{number}; copy it to the host first")
     try:
         capsule = obj.__dlpack__(max_version=(1, 0))
     except TypeError:  # a producer from before DLPack 1.0
@@ -134,7 +136,8 @@ def _dlpack(obj: Any, writable: bool) -> Decoded:
         raise BufferError(f"message: __dlpack__ of {type(obj).__name__} returned no DLPack capsule")
     shape = tensor.shape[: tensor.ndim] if tensor.ndim else []
     if tensor.strides and tensor.ndim and not _contiguous(shape, tensor.strides[: tensor.ndim]):
-        raise BufferError(f"message: the DLPack tensor of {type(obj).__name__}, shape {tuple(shape)}, is not contiguous; pass a contiguous copy")
+        name = type(obj).__name__
+        raise BufferError(f"message: the DLPack tensor of {name}, shape {tuple(shape)}, is not contiguous; pass a contiguous copy")
     bits = tensor.items.bits * tensor.items.lanes
     if bits % 8:
         raise BufferError(f"message: items of {bits} bits are no whole bytes")
@@ -157,7 +160,8 @@ def _cuda_array(obj: Any, writable: bool) -> Decoded:
         raise BufferError(f"message: {type(obj).__name__} of shape {tuple(shape)} with strides {tuple(strides)} is not contiguous")
     nbytes = _product(shape) * itemsize
     if nbytes and not (_readable(address) and _readable(address + nbytes - 1)):
-        raise TypeError(f"message: device buffer: the CPU cannot read the memory of {type(obj).__name__} at {address:#x}; copy it to the host first")
+        name = type(obj).__name__
+        raise TypeError(f"message: device buffer: the CPU cannot read the memory of {name} at {address:#x}; copy it to the host first")
     native = typestr[0] in ("|", "<" if sys.byteorder == "little" else ">")
     code = typestr[1:]
     return address, nbytes, code if native and code in _CODES else None, obj

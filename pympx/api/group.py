@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .constants import IDENT, PROC_NULL, SIMILAR, UNDEFINED, UNEQUAL
 from .errors import CLASSES, Exception
+from .handles import Handled, Table
+from .unsupported import complete
 
 
-class Group:
+@complete
+class Group(Handled):
     """An ordered set of world ranks; `members[i]` is the world rank of rank i, `own` this process's world rank."""
 
     __slots__ = ("_members", "_own", "_null")
+    _table: Table[Any] = Table(0x08000000)
 
     def __init__(self, group: Group | None = None) -> None:
+        if group is not None and not isinstance(group, Group):
+            raise TypeError(f"group: expecting Group, not {type(group).__name__}")
         self._members: tuple[int, ...] = group._members if group is not None else ()
         self._own: int = group._own if group is not None else -1
         self._null: bool = group._null if group is not None else True
@@ -90,6 +97,8 @@ class Group:
         group2._check()
         return cls._of([m for m in group1._members if m in group2._members], group1._own)
 
+    Intersect = Intersection
+
     @classmethod
     def Difference(cls, group1: Group, group2: Group) -> Group:
         """Return the members of group1 that are not in group2."""
@@ -110,14 +119,13 @@ class Group:
             out.append(target.index(member) if member in target else UNDEFINED)
         return out
 
-    @classmethod
-    def Compare(cls, group1: Group, group2: Group) -> int:
+    def Compare(self, group: Group) -> int:
         """Return IDENT, SIMILAR (other order) or UNEQUAL."""
-        group1._check()
-        group2._check()
-        if group1._members == group2._members:
+        self._check()
+        group._check()
+        if self._members == group._members:
             return IDENT
-        return SIMILAR if set(group1._members) == set(group2._members) else UNEQUAL
+        return SIMILAR if set(self._members) == set(group._members) else UNEQUAL
 
     def Dup(self) -> Group:
         """Return a copy."""
@@ -128,6 +136,14 @@ class Group:
         """Become GROUP_NULL."""
         self._check()
         self._members, self._null = (), True
+
+    def free(self) -> None:
+        """Become GROUP_NULL, if it is not that already."""
+        if not self._null:
+            self.Free()
+
+    def __reduce__(self) -> Any:
+        return (Group, ()) if self._null else (Group._of, (self._members, self._own))
 
     def __bool__(self) -> bool:
         return not self._null

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from ..bindings import request as _request
+from ..bindings.buffers import address_of, size_of
 from .constants import BSEND_OVERHEAD
 from .errors import CLASSES, Exception
 
@@ -37,6 +38,21 @@ def Free_mem(mem: memoryview) -> None:
         owner.close()
 
 
+def Get_address(location: Any) -> int:
+    """Return the address of a buffer."""
+    return address_of(location)
+
+
+def Aint_add(base: int, disp: int) -> int:
+    """Return base + disp as an address."""
+    return (base + disp + 2**63) % 2**64 - 2**63
+
+
+def Aint_diff(addr1: int, addr2: int) -> int:
+    """Return addr1 - addr2 as a displacement."""
+    return Aint_add(addr1, -addr2)
+
+
 class _Attached:
     """The buffer given to Attach_buffer: only its size counts, copies live in Python's memory."""
 
@@ -55,7 +71,7 @@ def Attach_buffer(buf: Any) -> None:
     with _attached.lock:
         if _attached.buffer is not None:
             raise Exception(CLASSES["ERR_BUFFER"][0], f"Attach_buffer: a buffer of {_attached.size} bytes is attached already")
-        _attached.size = memoryview(buf).nbytes
+        _attached.size = size_of(buf)
         _attached.buffer, _attached.used = buf, 0
 
 

@@ -6,17 +6,41 @@ The object that a rank contributes comes back to itself unpickled, like everybod
 from __future__ import annotations
 
 import functools
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ..bindings.pickling import dumps_object, loads_object
 from .errors import CLASSES, Exception
 
 if TYPE_CHECKING:
-    from .comm import Intracomm
+    from .comm import Comm
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _ALIGNMENT = 64
+
+
+def lock_table(comm: Comm) -> dict[str, threading.Lock]:
+    """Return the locks of a communicator by collective, made when first needed."""
+    try:
+        return comm._locks
+    except AttributeError:
+        comm._locks = {}
+        return comm._locks
+
+
+def _locked(function: Callable[Concatenate[Comm, _P], _R]) -> Callable[Concatenate[Comm, _P], _R]:
+    """Let one thread at a time be in this collective of a communicator: it consists of several exchanges."""
+
+    @functools.wraps(function)
+    def locked(comm: Comm, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        comm.resolve()
+        with lock_table(comm).setdefault(function.__name__, threading.Lock()):
+            return function(comm, *args, **kwargs)
+
+    return locked
 
 
 def _padded(nbytes: int) -> int:
@@ -32,7 +56,8 @@ def _displacements(sizes: Iterable[int]) -> tuple[list[int], int]:
     return out, at
 
 
-def bcast(comm: Intracomm, obj: Any, root: int) -> Any:
+@_locked
+def bcast(comm: Comm, obj: Any, root: int) -> Any:
     """Send the object of the root to all; return it."""
     at_root = comm.rank == root
     payload: Any = dumps_object(obj) if at_root else b""
@@ -44,7 +69,7 @@ def bcast(comm: Intracomm, obj: Any, root: int) -> Any:
     return obj if at_root else loads_object(payload)
 
 
-def _gather_bytes(comm: Intracomm, payload: bytes, root: int) -> list[memoryview] | None:
+def _gather_bytes(comm: Comm, payload: bytes, root: int) -> list[memoryview] | None:
     at_root = comm.rank == root
     sizes = array("q", bytes(8 * comm.size)) if at_root else None
     comm.Gather(array("q", [len(payload)]), sizes, root)
@@ -58,13 +83,15 @@ def _gather_bytes(comm: Intracomm, payload: bytes, root: int) -> list[memoryview
     return [view[d : d + n] for d, n in zip(displacements, sizes, strict=True)]
 
 
-def gather(comm: Intracomm, obj: Any, root: int) -> list[Any] | None:
+@_locked
+def gather(comm: Comm, obj: Any, root: int) -> list[Any] | None:
     """Return the objects of all ranks at the root, None elsewhere."""
     pieces = _gather_bytes(comm, dumps_object(obj), root)
     return None if pieces is None else [loads_object(piece) for piece in pieces]
 
 
-def scatter(comm: Intracomm, objs: Sequence[Any] | None, root: int) -> Any:
+@_locked
+def scatter(comm: Comm, objs: Sequence[Any] | None, root: int) -> Any:
     """Hand out the objects of the root, one per rank; return this rank's."""
     if comm.rank != root:
         size = array("q", [0])
@@ -88,7 +115,8 @@ def scatter(comm: Intracomm, objs: Sequence[Any] | None, root: int) -> Any:
     return loads_object(payload)
 
 
-def allgather(comm: Intracomm, obj: Any) -> list[Any]:
+@_locked
+def allgather(comm: Comm, obj: Any) -> list[Any]:
     """Return the objects of all ranks."""
     payload = dumps_object(obj)
     sizes = array("q", bytes(8 * comm.size))
@@ -100,7 +128,8 @@ def allgather(comm: Intracomm, obj: Any) -> list[Any]:
     return [loads_object(view[d : d + n]) for d, n in zip(displacements, sizes, strict=True)]
 
 
-def alltoall(comm: Intracomm, objs: Sequence[Any]) -> list[Any]:
+@_locked
+def alltoall(comm: Comm, objs: Sequence[Any]) -> list[Any]:
     """Send objs[i] to rank i; return what every rank sent here."""
     items = list(objs)
     if len(items) != comm.size:
@@ -126,12 +155,23 @@ def _operation(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return op
 
 
-def reduce(comm: Intracomm, obj: Any, op: Callable[[Any, Any], Any], root: int) -> Any:
+def reduce(comm: Comm, obj: Any, op: Callable[[Any, Any], Any], root: int) -> Any:
     """Combine the objects of all ranks with `op` in rank order; the root returns the result, others None."""
     objs = gather(comm, obj, root)
     return None if objs is None else functools.reduce(_operation(op), objs)
 
 
-def allreduce(comm: Intracomm, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
+def allreduce(comm: Comm, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
     """Combine the objects of all ranks with `op` in rank order; all return the result."""
     return functools.reduce(_operation(op), allgather(comm, obj))
+
+
+def scan(comm: Comm, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
+    """Combine the objects of ranks 0 to this one with `op` in rank order."""
+    return functools.reduce(_operation(op), allgather(comm, obj)[: comm.rank + 1])
+
+
+def exscan(comm: Comm, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
+    """Combine the objects of the ranks below this one with `op` in rank order; None on rank 0."""
+    below = allgather(comm, obj)[: comm.rank]
+    return functools.reduce(_operation(op), below) if below else None

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..bindings.op import Op as _Op
+from .handles import Handled, Table
 from .memory import Memory, from_address
+from .unsupported import complete
 
 
-class Op(_Op):
+@complete
+class Op(_Op, Handled):
     """A reduction operation. The predefined ones are module attributes: SUM, MAX, ..."""
 
     __slots__ = ()
+    _table: Table[Any] = Table(0x18000000)
 
     @classmethod
     def Create(cls, function: Callable[[Any, Any, Any], None], commute: bool = False) -> Op:
@@ -25,6 +29,11 @@ class Op(_Op):
         """Become OP_NULL."""
         self._clear()
 
+    def free(self) -> None:
+        """Become OP_NULL, unless predefined."""
+        if not self.is_predefined:
+            self._clear()
+
     def Is_commutative(self) -> bool:
         """Return whether the order of operands does not matter."""
         return self.commutative
@@ -35,12 +44,12 @@ class Op(_Op):
         return self.commutative
 
     def __reduce__(self) -> Any:
-        if self.handle == 0:
+        if not self:
             return Op, ()
         return (_by_name, (self.name,)) if self.is_predefined else (Op.Create, (self.function, self.commutative))
 
     def __repr__(self) -> str:
-        return self.name or f"<user-defined op {self.handle}>"
+        return self.name or f"<user-defined op {hash(self)}>"
 
 
 def _by_name(name: str) -> Op:
@@ -78,6 +87,20 @@ PREDEFINED: dict[str, Op] = {
     name: Op()._define(f"MPI_{name}", number + 1, number, name not in ("REPLACE", "NO_OP"), function)
     for number, (name, function) in enumerate(_FUNCTIONS.items())
 }
+BAND = PREDEFINED["BAND"]
+BOR = PREDEFINED["BOR"]
+BXOR = PREDEFINED["BXOR"]
+LAND = PREDEFINED["LAND"]
+LOR = PREDEFINED["LOR"]
+LXOR = PREDEFINED["LXOR"]
+MAX = PREDEFINED["MAX"]
+MAXLOC = PREDEFINED["MAXLOC"]
+MIN = PREDEFINED["MIN"]
+MINLOC = PREDEFINED["MINLOC"]
+NO_OP = PREDEFINED["NO_OP"]
+PROD = PREDEFINED["PROD"]
+REPLACE = PREDEFINED["REPLACE"]
+SUM = PREDEFINED["SUM"]
 
 
 def run_reduction(reduction: Any, inbuf: int, inout: int, nbytes: int) -> None:

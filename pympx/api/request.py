@@ -7,13 +7,15 @@ from typing import Any
 
 from ..bindings import request as _request
 from ..bindings.request import Request as _Request
-from ..bindings.status import Status
 from .handles import Handled, Table
+from .status import Status
+from .unsupported import complete
 
 _Requests = Sequence[_Request]
 _Statuses = list[Status] | Sequence[Status] | None
 
 
+@complete
 class Request(_Request, Handled):
     """An operation in flight; REQUEST_NULL, which is false, once it is complete."""
 
@@ -115,6 +117,7 @@ class Request(_Request, Handled):
         return cls.Get_status_some(requests, statuses)
 
 
+@complete
 class Prequest(Request):
     """A persistent request: inactive between two starts (MPI 4.1, section 3.9)."""
 
@@ -135,6 +138,7 @@ class Prequest(Request):
             request.Start()
 
 
+@complete
 class Grequest(Request):
     """A generalized request; making one is not supported yet."""
 

@@ -90,6 +90,24 @@ cdef int decode(object buf, Message *m, bint writable) except -1:
     return 0
 
 
+def address_of(buf):
+    """Return the address of a buffer argument's memory."""
+    cdef Message m
+    decode(buf, &m, False)
+    address = <size_t>m.address
+    release(&m)
+    return address
+
+
+def size_of(buf):
+    """Return the bytes of a buffer argument's memory."""
+    cdef Message m
+    decode(buf, &m, True)
+    nbytes = m.nbytes
+    release(&m)
+    return nbytes
+
+
 cdef object index_or_none(object value):
     return None if value is None else operator.index(value)
 

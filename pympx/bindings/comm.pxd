@@ -35,6 +35,7 @@ cdef class Comm:
     cdef Request start_receive(self, Request r, int source, int tag, bint allocate, str what)
     cdef Request isend_object(self, object obj, int dest, int tag, SendMode mode, str what)
     cdef int same_size(self, Message *send, Message *receive, str what) except -1
+    cdef int run_reducing(self, str name, object sendbuf, object recvbuf, object op, tuple sizes, str what) except -1
     cdef int64_t block_of(self, Message *whole, str what) except -1
     cdef int same_block(self, int64_t block, int64_t nbytes, str what) except -1
 

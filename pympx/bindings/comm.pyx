@@ -19,7 +19,9 @@ from .pickling cimport Chunk, dumps, loads, own
 from .request cimport ACTIVE, NOBODY, Request, new_request, orphan
 from .status cimport fill_empty, fill_status
 
+import operator
 import warnings
+from array import array
 
 cdef int ANY_SOURCE = -2
 cdef int ANY_TAG = -1
@@ -648,6 +650,70 @@ cdef class Comm:
                 release(&s)
         finally:
             release(&r)
+
+    cdef int run_reducing(self, str name, object sendbuf, object recvbuf, object op, tuple sizes, str what) except -1:
+        """A reduction whose operand and result have the sizes that the caller checked; in place: the operand is in recvbuf."""
+        cdef Message s, r
+        cdef bint in_place = sendbuf is IN_PLACE
+        cdef Reduction reduction
+        cdef int64_t blocks
+        self.check()
+        decode(recvbuf, &r, True)
+        try:
+            decode(recvbuf if in_place else sendbuf, &s, False)
+            try:
+                reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+                if sizes is None and name == "reduce_scatter_block":
+                    if in_place:
+                        sizes = (self.block_of(&r, "Reduce_scatter_block: recvbuf"),)
+                    elif s.nbytes != r.nbytes * self.size_:
+                        fail(ERR_COUNT, f"{what}: sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes} for each of {self.size_} ranks")
+                    else:
+                        sizes = (r.nbytes,)
+                elif sizes is None:
+                    self.same_size(&s, &r, what)
+                    sizes = (r.nbytes,)
+                else:
+                    if len(sizes) != self.size_ or min(sizes) < 0:
+                        fail(ERR_COUNT, f"{what}: recvcounts {list(sizes)}, must be {self.size_} numbers, not negative")
+                    sizes = tuple([n * reduction.datatype.size for n in sizes])
+                    blocks = sum(sizes)
+                    if s.nbytes < blocks or r.nbytes < <int64_t>sizes[self.rank_]:
+                        fail(ERR_COUNT, f"{what}: blocks of {list(sizes)} bytes; sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes}")
+                    sizes = (sizes,)
+                self.run(self.schedule((name, *sizes, in_place)), s.address, r.address, reduction, (sendbuf, recvbuf), what)
+            finally:
+                release(&s)
+        finally:
+            release(&r)
+        return 0
+
+    def Reduce_scatter_block(self, sendbuf, recvbuf, op=None):
+        """Combine the elements of all ranks with `op` (default SUM); recvbuf of rank i gets block i of the result."""
+        self.run_reducing("reduce_scatter_block", sendbuf, recvbuf, op, None, "Reduce_scatter_block")
+
+    def Reduce_scatter(self, sendbuf, recvbuf, recvcounts=None, op=None):
+        """Combine the elements of all ranks with `op` (default SUM); rank i gets recvcounts[i] of them. Default: what recvbufs hold."""
+        cdef Message r
+        cdef int64_t mine
+        if recvcounts is None:
+            decode(recvbuf, &r, True)
+            mine = r.count
+            release(&r)
+            if sendbuf is IN_PLACE:
+                fail(ERR_ARG, "Reduce_scatter: IN_PLACE needs recvcounts")
+            everybody = array("q", bytes(8 * self.Get_size()))
+            self.Allgather(array("q", [mine]), everybody)
+            recvcounts = everybody
+        self.run_reducing("reduce_scatter", sendbuf, recvbuf, op, tuple([operator.index(n) for n in recvcounts]), "Reduce_scatter")
+
+    def Scan(self, sendbuf, recvbuf, op=None):
+        """Combine the elements of ranks 0 to this one with `op` (default SUM)."""
+        self.run_reducing("scan", sendbuf, recvbuf, op, None, "Scan")
+
+    def Exscan(self, sendbuf, recvbuf, op=None):
+        """Combine the elements of the ranks below this one with `op` (default SUM); recvbuf of rank 0 stays as it is."""
+        self.run_reducing("exscan", sendbuf, recvbuf, op, None, "Exscan")
 
     cdef int64_t block_of(self, Message *whole, str what) except -1:
         """Bytes per rank of a buffer that holds a block for every rank."""

@@ -6,7 +6,7 @@ cdef class Datatype:
     cdef readonly str name
     cdef readonly int64_t size       # bytes; 0 for DATATYPE_NULL
     cdef readonly str typechar       # struct/NumPy character, "" if none
-    cdef readonly int handle
+    cdef int handle
     cdef ElementType element
     cdef int copy(self, Datatype other) except -1
 

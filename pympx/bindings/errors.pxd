@@ -17,7 +17,7 @@ cdef enum:
     ERR_REQUEST = 19
     ERR_NO_MEM = 34
     ERR_UNSUPPORTED_OPERATION = 44
-    ERR_PROC_FAILED = 71
+    ERR_PROC_FAILED = 101
 
 cdef int fail(int error_class, str message) except -1
 cdef int fail_status(const Status *status, int source, unsigned long long capacity, str what) except -1

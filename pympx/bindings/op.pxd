@@ -3,7 +3,7 @@ from .datatype cimport Datatype
 
 cdef class Op:
     cdef readonly str name
-    cdef readonly int handle          # 0: OP_NULL, below 64: predefined
+    cdef int handle          # 0: OP_NULL, below 64: predefined
     cdef readonly bint commutative
     cdef readonly object function     # predefined: of two Python objects; user's: of two buffers and a datatype
     cdef ReduceOp code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import allgather, allreduce, alltoall, barrier, bcast, gather, reduce, scatter
+from . import allgather, allreduce, alltoall, barrier, bcast, gather, reduce, reduce_scatter, scan, scatter
 from .schedule import Schedule
 
 
@@ -29,9 +29,13 @@ _TABLE = {
         Algorithm("alltoallv", "pairwise exchange", alltoall.build_v),
         Algorithm("barrier", "dissemination", barrier.build),
         Algorithm("bcast", "binomial tree", bcast.build),
+        Algorithm("exscan", "recursive doubling of distance", scan.build_exclusive),
         Algorithm("gather", "linear", gather.build),
         Algorithm("gatherv", "linear", gather.build_v),
         Algorithm("reduce", "binomial tree", reduce.build),
+        Algorithm("reduce_scatter", "direct exchange", reduce_scatter.build_v),
+        Algorithm("reduce_scatter_block", "direct exchange", reduce_scatter.build),
+        Algorithm("scan", "recursive doubling of distance", scan.build),
         Algorithm("scatter", "linear", scatter.build),
         Algorithm("scatterv", "linear", scatter.build_v),
     )
@@ -53,4 +57,4 @@ def choose(collective: str, size: int, nbytes: int) -> Algorithm:
 
 def describe() -> str:
     """Return the table for people, a line per collective."""
-    return "\n".join(f"{a.collective:<11} any size, any bytes: {a.name} ({a.build.__module__}.{a.build.__name__})" for a in _TABLE.values())
+    return "\n".join(f"{a.collective:<20} any size, any bytes: {a.name} ({a.build.__module__}.{a.build.__name__})" for a in _TABLE.values())
