@@ -156,7 +156,7 @@ if comm.rank == {raiser}:
     raise ValueError("on purpose")
 comm.recv(source={raiser})
 """
-    ended = _run(tmp_path, 3, program, PYMPX_REPORT="1", PYMPX_TRANSPORT="tcp")
+    ended = _run(tmp_path, 3, program, launcher="run", PYMPX_REPORT="1", PYMPX_TRANSPORT="tcp")
     assert ended.code == 1
     assert "on purpose" in ended.err
     assert ended.seconds < 15.0
