@@ -118,7 +118,7 @@ class OuterSession:
         self._places = {item: place for place, item in enumerate(session.items)}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         mark = item.get_closest_marker("ranks")
         if mark is None or not isinstance(item, pytest.Function):
             return None
@@ -136,6 +136,8 @@ class OuterSession:
         for report in merge(item, plan, run):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # what an earlier test without the mark set up for this file, and the next test does not need
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     def pytest_sessionfinish(self) -> None:

@@ -2,7 +2,7 @@
 
 `install` is called by runtime.start when PYMPX_REPORT is set on any rank. At Finalize every rank sends rank 0 what it knows, as JSON over a
 context of its own, and rank 0 prints it to stdout: it was asked for, and stderr stays empty when all is well. Only rank 0 waits, and
-`PATIENCE_S` at most: a rank may have failed, or may itself be waiting for rank 0, which has raised an exception.
+`PATIENCE_S` at most: a rank may have failed, or may itself wait for rank 0, and learns only by the farewell that it left.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def _at_finalize() -> None:
         except MpiError:
             pass  # rank 0 has left or failed: nobody wants it
         return
-    # Whoever waits for this rank learns of its exception by the farewell only.
-    patience = 0.0 if getattr(sys, "last_type", None) else PATIENCE_S
-    records, silent = _collect(comm, record, patience)
+    records, silent = _collect(comm, record)
     try:
         sys.stdout.write(render(boot.name, records, silent, seconds) + "\n")
         sys.stdout.flush()
@@ -79,14 +77,14 @@ def _record(size: int) -> dict[str, Any]:
     }
 
 
-def _collect(comm: Comm, own: dict[str, Any], patience: float) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+def _collect(comm: Comm, own: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
     """Return the records by rank, and why others are missing."""
     from ..api.errors import Exception as MpiError
     from ..bindings.status import Status
 
-    late = f"was not through within {patience:g} s of rank 0" if patience else "was not through when rank 0 raised an exception"
+    late = f"was not through within {PATIENCE_S:g} s of rank 0"
     records, silent = {0: own}, {}
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE_S
     status = Status()
     for rank in range(1, comm.size):
         try:

@@ -43,6 +43,31 @@ def test_without_ranks():
     assert result.stderr.str() == ""
 
 
+def test_files_with_and_without_ranks_in_a_row(pytester: pytest.Pytester) -> None:
+    """Fixtures of a file end with it, also when its last test is one on ranks."""
+    pytester.makepyfile(
+        test_1="""
+import pytest
+ended = []
+
+@pytest.fixture(scope="module", autouse=True)
+def of_the_file():
+    yield
+    ended.append(True)
+
+def test_alone():
+    assert not ended
+
+@pytest.mark.ranks(2)
+def test_on_ranks():
+    pass
+""",
+        test_2="import test_1\n\ndef test_alone():\n    assert test_1.ended\n",
+    )
+    result = pytester.runpytest_subprocess(*LOAD, timeout=300)
+    result.assert_outcomes(passed=3)
+
+
 def test_one_failing_rank_fails_the_test(pytester: pytest.Pytester) -> None:
     result = run(pytester, "@pytest.mark.ranks(3)\ndef test_it():\n    print('I am', RANK)\n    assert RANK != 1\n")
     result.assert_outcomes(failed=1)
