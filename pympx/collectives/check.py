@@ -356,6 +356,34 @@ def check_allreduce(
                 raise CheckError(f"ranks 0 and {rank} combine in different orders, their bits may differ: {result[0]} and {result[rank]}")
 
 
+def check_reduce_scatter(schedules: Sequence[Schedule], counts: Sequence[int], *, in_place: bool, seeds: Sequence[int] = (1, 2)) -> None:
+    """Raise CheckError unless rank i ends with block i, each byte of it combining each rank's exactly once in the order of ranks."""
+    size, total = len(schedules), sum(counts)
+    operands: list[Cells] = [[*_leaves(rank, 0, total)] for rank in range(size)]
+    nothing: list[Cells] = [[] for _ in range(size)]
+    send, recv = (nothing, operands) if in_place else (operands, [_undefined(count) for count in counts])
+    for result in _results(schedules, send, recv, seeds):
+        for rank, count in enumerate(counts):
+            _check_sums(f"rank {rank}", result[rank][:count], size, count, commutative=False, first=sum(counts[:rank]))
+
+
+def check_scan(
+    schedules: Sequence[Schedule], nbytes: int, *, exclusive: bool, in_place: bool, seeds: Sequence[int] = (1, 2)
+) -> None:
+    """Raise CheckError unless each byte of rank i combines those of ranks 0 to i (exclusive: i - 1) in their order."""
+    size = len(schedules)
+    operands: list[Cells] = [[*_leaves(rank, 0, nbytes)] for rank in range(size)]
+    nothing: list[Cells] = [[] for _ in range(size)]
+    send, recv = (nothing, operands) if in_place else (operands, [_undefined(nbytes) for _ in range(size)])
+    for result in _results(schedules, send, recv, seeds):
+        for rank in range(size):
+            if exclusive and rank == 0:
+                if result[0] != recv[0]:
+                    raise CheckError(f"rank 0 ends with {result[0]}, its buffer should be untouched")
+            else:
+                _check_sums(f"rank {rank}", result[rank], rank + (not exclusive), nbytes, commutative=False)
+
+
 def check_gather(
     schedules: Sequence[Schedule], counts: Sequence[int], displs: Sequence[int], root: int, *, in_place: bool, seeds: Sequence[int] = (1, 2)
 ) -> None:
@@ -444,7 +472,7 @@ def _check_moves(
                 raise CheckError(f"rank {rank} ends with {got}, should be {want}")
 
 
-def _check_sums(where: str, result: Cells, size: int, nbytes: int, commutative: bool) -> None:
+def _check_sums(where: str, result: Cells, size: int, nbytes: int, commutative: bool, first: int = 0) -> None:
     if len(result) != nbytes:
         raise CheckError(f"{where} ends with {len(result)} bytes, should be {nbytes}")
     for offset, value in enumerate(result):
@@ -452,9 +480,9 @@ def _check_sums(where: str, result: Cells, size: int, nbytes: int, commutative: 
         ranks = [leaf.rank for leaf in leaves]
         if commutative:
             ranks.sort()
-        if ranks != list(range(size)) or any(leaf.byte != offset for leaf in leaves):
+        if ranks != list(range(size)) or any(leaf.byte != first + offset for leaf in leaves):
             raise CheckError(
-                f"{where}: byte {offset} is made of {leaves}, should be byte {offset} of each of {size} ranks once"
+                f"{where}: byte {offset} is made of {leaves}, should be byte {first + offset} of each of {size} ranks once"
                 + ", in order" * (not commutative)
             )
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pympx.collectives import allgather, allreduce, alltoall, barrier, bcast, check, gather, reduce, scatter
+from pympx.collectives import allgather, allreduce, alltoall, barrier, bcast, check, gather, reduce, reduce_scatter, scan, scatter
 from pympx.collectives.schedule import SLOTS, Kind, Schedule, even_blocks
 
 SIZES = range(1, 34)
@@ -114,6 +114,28 @@ def test_alltoall(size: int, in_place: bool, rng: random.Random) -> None:
         for i in range(size)
     ]
     check.check_alltoall(schedules, counts_of, sent, received, in_place=in_place, seeds=seeds(rng))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_reduce_scatter(size: int, in_place: bool, rng: random.Random) -> None:
+    for nbytes in BLOCKS:
+        schedules = [reduce_scatter.build(rank, size, nbytes, in_place=in_place) for rank in range(size)]
+        check.check_reduce_scatter(schedules, (nbytes,) * size, in_place=in_place, seeds=seeds(rng, 2))
+    for _ in range(3):
+        counts, _displs = random_blocks(rng, size)
+        schedules = [reduce_scatter.build_v(rank, size, counts, in_place=in_place) for rank in range(size)]
+        check.check_reduce_scatter(schedules, counts, in_place=in_place, seeds=seeds(rng))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_scan(size: int, exclusive: bool, in_place: bool, rng: random.Random) -> None:
+    build = scan.build_exclusive if exclusive else scan.build
+    for nbytes in BLOCKS:
+        schedules = [build(rank, size, nbytes, in_place=in_place) for rank in range(size)]
+        check.check_scan(schedules, nbytes, exclusive=exclusive, in_place=in_place, seeds=seeds(rng, 3))
 
 
 def test_ring_longer_than_there_are_slots(rng: random.Random) -> None:
