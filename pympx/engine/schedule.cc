@@ -182,7 +182,7 @@ void Engine::run_vertex(Execution &x, uint32_t index) {
             return vertex_ended(x, index, Error::kNone);
         }
         case Schedule::kCopy:
-            std::memmove(x.at(v.destination_buffer, v.destination_offset), x.at(v.source_buffer, v.source_offset), v.bytes);
+            if (v.bytes) std::memmove(x.at(v.destination_buffer, v.destination_offset), x.at(v.source_buffer, v.source_offset), v.bytes);
             return vertex_ended(x, index, Error::kNone);
     }
 }

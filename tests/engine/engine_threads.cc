@@ -176,7 +176,10 @@ TEST_CASE("a sleeper is woken by a completion that another thread's progress pro
         RealWorld world(2, name);
         std::atomic<bool> stop{false};
         std::thread other([&] {
-            while (!stop) world[1].progress();
+            while (!stop) {
+                world[1].progress();
+                spin(5000);  // without this it would hold the lock nearly always, and a mutex is not fair
+            }
         });
         int slow = 0;
         for (int round = 0; round < 200; round++) {
