@@ -74,7 +74,7 @@ cdef Datatype datatype_of_format(const char *format, int64_t itemsize):
     cdef Datatype found
     if format[0] != 0 and format[1] == 0:
         if format[0] == b"O":
-            raise TypeError("message: items are Python objects, which have no bytes to send; use the lower-case method")
+            raise TypeError("message: items are Python objects, which have no bytes to send: use the lower-case method")
         if mpx_by_character[format[0] & 127] == NULL:
             return None
         found = <Datatype>mpx_by_character[format[0] & 127]
@@ -82,7 +82,8 @@ cdef Datatype datatype_of_format(const char *format, int64_t itemsize):
         text = format.decode("latin-1")
         found = by_char.get(text)
         if found is None and "O" in "".join(text.split(":")[::2]):  # names of fields stand between colons
-            raise TypeError(f"message: items of format {text!r} hold Python objects, which have no bytes to send; use the lower-case method")
+            raise TypeError(
+                f"message: items of format {text!r} hold Python objects, which have no bytes to send; use the lower-case method")
     return found if found is not None and found.size == itemsize else None
 
 
