@@ -28,7 +28,7 @@ def table() -> str:
     """Return the table: a row for the functions, one for each class with attributes of its own."""
     total = done = 0
     rows = ["| | supported | not yet: raises ERR\\_UNSUPPORTED\\_OPERATION |", "|---|---|---|"]
-    groups = [("functions", MPI, names.FUNCTIONS.split())]
+    groups: list[tuple[str, object, list[str]]] = [("functions", MPI, names.FUNCTIONS.split())]
     for name, kinds in names.CLASSES.items():
         # what is defined for all communicators but works on some only is shown where users look for it
         owner = MPI.Intracomm if name == "Comm" else getattr(MPI, name)

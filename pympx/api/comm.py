@@ -13,7 +13,8 @@ from ..bindings.comm import Comm as _Comm
 from . import attributes, collectives, objects
 from .constants import ANY_SOURCE, ANY_TAG, COMM_TYPE_SHARED, CONGRUENT, IDENT, IN_PLACE, MAX_OBJECT_NAME, SIMILAR, UNDEFINED, UNEQUAL
 from .errhandler import ERRORS_RETURN, Errhandler, must_raise
-from .errors import CLASSES, Exception, UnsupportedError
+from .error_classes import CLASSES
+from .errors import Exception, UnsupportedError
 from .group import Group
 from .handles import Handled, Table
 from .info import Info

@@ -11,7 +11,8 @@ from time import perf_counter
 
 from .. import __version__, rc, runtime
 from .constants import SUBVERSION, THREAD_MULTIPLE, VERSION
-from .errors import CLASSES, Exception, UnsupportedError
+from .error_classes import CLASSES
+from .errors import Exception, UnsupportedError
 
 if rc.errors not in ("exception", "default"):
     raise UnsupportedError(f"pympx.rc.errors = {rc.errors!r}")

@@ -20,7 +20,7 @@ class Errhandler(Handled):
     def __init__(self, errhandler: Errhandler | None = None) -> None:
         if errhandler is not None and not isinstance(errhandler, Errhandler):
             raise TypeError(f"errhandler: expecting Errhandler, not {type(errhandler).__name__}")
-        self._name = "" if errhandler is None else errhandler._name
+        self._name: str = "" if errhandler is None else errhandler._name
 
     @classmethod
     def _named(cls, name: str) -> Errhandler:

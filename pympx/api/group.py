@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .constants import IDENT, PROC_NULL, SIMILAR, UNDEFINED, UNEQUAL
-from .errors import CLASSES, Exception
+from .error_classes import CLASSES
+from .errors import Exception
 from .handles import Handled, Table
 from .unsupported import complete
 

@@ -10,7 +10,8 @@ from typing import Any
 from ..bindings import request as _request
 from ..bindings.buffers import address_of, size_of
 from .constants import BSEND_OVERHEAD
-from .errors import CLASSES, Exception
+from .error_classes import CLASSES
+from .errors import Exception
 
 Memory = memoryview
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ..bindings.pickling import dumps_object, loads_object
-from .errors import CLASSES, Exception
+from .error_classes import CLASSES
+from .errors import Exception
 
 if TYPE_CHECKING:
     from .comm import Comm

@@ -234,7 +234,8 @@ def test_unsupported_properties_and_null_handles() -> None:
 
 
 def test_readme_has_the_table_of_the_code() -> None:
-    table = subprocess.run([sys.executable, "-P", str(ROOT / "ci" / "api_table.py")], check=True, capture_output=True, text=True, timeout=60).stdout
+    command = [sys.executable, "-P", str(ROOT / "ci" / "api_table.py")]
+    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     assert table in (ROOT / "README.md").read_text(), "run: python ci/api_table.py --write"
 
 
