@@ -56,9 +56,7 @@ class Datatype(_Datatype, Handled):
     @classmethod
     def fromcode(cls, code: str) -> Datatype:
         """Return the datatype of a code: "d", "f8". Raises KeyError for an unknown one."""
-        found = _datatype.lookup(code)
-        assert isinstance(found, Datatype)  # all are made in this file
-        return found
+        return _named(code)
 
     @property
     def typestr(self) -> str:
@@ -119,6 +117,12 @@ class Datatype(_Datatype, Handled):
 
 
 PREDEFINED: dict[str, Datatype] = {}
+
+
+def _named(code: str) -> Datatype:
+    found = _datatype.lookup(code)
+    assert isinstance(found, Datatype)
+    return found
 
 
 def _by_name(name: str) -> Datatype:
@@ -201,8 +205,8 @@ def _define_all() -> None:
     for code, name in {
         "F": "C_FLOAT_COMPLEX", "D": "C_DOUBLE_COMPLEX", "G": "C_LONG_DOUBLE_COMPLEX", "p": "AINT", "P": "AINT",
         "i1": "INT8_T", "i2": "INT16_T", "i4": "INT32_T", "i8": "INT64_T", "u1": "UINT8_T", "u2": "UINT16_T", "u4": "UINT32_T",
-        "u8": "UINT64_T", "f2": "FLOAT16_T", "f4": "FLOAT", "f8": "DOUBLE", "f16": "LONG_DOUBLE",
-        "c8": "C_FLOAT_COMPLEX", "c16": "C_DOUBLE_COMPLEX",
+        "u8": "UINT64_T", "f2": "FLOAT16_T",
+        "f4": "FLOAT", "f8": "DOUBLE", "f16": "LONG_DOUBLE", "c8": "C_FLOAT_COMPLEX", "c16": "C_DOUBLE_COMPLEX",
         "c32": "C_LONG_DOUBLE_COMPLEX", "b1": "C_BOOL", "S1": "CHAR", "V1": "BYTE",
     }.items():  # fmt: skip
         _datatype.register_code(code, PREDEFINED[name])

@@ -701,7 +701,7 @@ cdef class Comm:
             mine = r.count
             release(&r)
             if sendbuf is IN_PLACE:
-                fail(ERR_ARG, "Reduce_scatter: IN_PLACE needs recvcounts")
+                fail(ERR_COUNT, "Reduce_scatter: IN_PLACE needs recvcounts")
             everybody = array("q", bytes(8 * self.Get_size()))
             self.Allgather(array("q", [mine]), everybody)
             recvcounts = everybody
