@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+_PASSED = pytest.StashKey[bool]()
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,11 +33,19 @@ def rng(comm: Any) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    if report.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _all_together(request: pytest.FixtureRequest) -> Any:
     """After a test that passed, no message may be left over, and everybody still communicates."""
     yield
-    if request.node.get_closest_marker("ranks") is None or "comm" not in request.fixturenames:
+    if request.node.get_closest_marker("ranks") is None or not request.node.stash.get(_PASSED, False):
         return
     from pympx import MPI
 

@@ -114,6 +114,7 @@ def test_cancel_a_receive(comm: Any) -> None:
     assert list(later) == [0, 1, 2, 3] and list(got) == [0] * 4
     # a receive that has its message cannot be withdrawn
     send = comm.Isend(np.arange(4), comm.rank, 78)
+    comm.Probe(comm.rank, 78)
     request = comm.Irecv(got, comm.rank, 78)
     request.Cancel()
     request.Wait(status)
