@@ -11,3 +11,5 @@ from .api.request import REQUEST_NULL, Grequest, Prequest, Request  # noqa: F401
 from .bindings.status import Status  # noqa: F401
 from .api import datatype as _d, op as _o
 globals().update(_d.PREDEFINED); globals().update(_o.PREDEFINED)
+from .api.errors import CLASSES as _classes  # noqa: E402
+globals().update({name: value for name, (value, _) in _classes.items()})

@@ -83,7 +83,6 @@ LOCAL: dict[str, tuple[Callable[[Any], Any], type, int | None, list[str]]] = {
     "cancel nothing": (lambda c: MPI.REQUEST_NULL.Cancel(), E, MPI.ERR_REQUEST, ["REQUEST_NULL"]),
     "negative color": (lambda c: c.Split(-5), E, MPI.ERR_ARG, ["-5"]),
     "an object that cannot be pickled": (lambda c: c.send(lambda: 0, 0), (AttributeError, TypeError, Exception), None, []),  # type: ignore[dict-item]
-    "a call that is not there yet": (lambda c: MPI.Win.Create(bytearray(8)), E, MPI.ERR_UNSUPPORTED_OPERATION, ["Win"]),
 }
 freed_one: Any = None
 
