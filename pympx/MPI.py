@@ -13,3 +13,5 @@ from .api import datatype as _d, op as _o
 globals().update(_d.PREDEFINED); globals().update(_o.PREDEFINED)
 from .api.errors import CLASSES as _classes  # noqa: E402
 globals().update({name: value for name, (value, _) in _classes.items()})
+from .api.datatype import DATATYPE_NULL, Datatype  # noqa: E402, F401
+from .api.op import OP_NULL, Op  # noqa: E402, F401

@@ -12,12 +12,13 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from . import config
 from .bindings import runtime as engine
 from .bootstrap import join
-from .bootstrap.base import Bootstrap
+from .bootstrap.base import Bootstrap, BootstrapError
 from .plugins import manager
 
 _lock = threading.RLock()
@@ -27,6 +28,7 @@ transports: list[str] = []
 #: why a transport is not used, by name
 unused: dict[str, str] = {}
 _finalized = False
+_hooked = False
 _on_ready: list[Callable[[], None]] = []
 _before_farewell: list[Callable[[], None]] = []
 
@@ -37,10 +39,15 @@ class TransportError(RuntimeError):
 
 def bootstrap() -> Bootstrap:
     """Return this rank's tie to its launcher; joined at the first call, without communication."""
-    global _bootstrap
+    global _bootstrap, _hooked
     with _lock:
         if _bootstrap is None:
-            _bootstrap = join()
+            try:
+                _bootstrap = join()
+            finally:
+                if not _hooked:
+                    _hooked = True
+                    sys.excepthook = _show_in_one_line(sys.excepthook)
             atexit.register(finalize)
             os.register_at_fork(after_in_child=_forked)
         return _bootstrap
@@ -85,6 +92,19 @@ def start() -> None:
             raise
         for call in _on_ready:
             call()
+
+
+def _show_in_one_line(previous: Callable[..., object]) -> Callable[..., None]:
+    """Return an excepthook that says why a rank cannot join in one line: where in the program it happened helps nobody."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, (TransportError, BootstrapError, config.ConfigError)):
+            text = str(error).replace("\n", " ")
+            sys.stderr.write(f"{text if text.startswith('pympx: ') else 'pympx: ' + text}\n")
+        else:
+            previous(kind, error, trace)
+
+    return show
 
 
 def _connect(boot: Bootstrap, wanted: str, one_host: bool) -> None:

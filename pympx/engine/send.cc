@@ -192,7 +192,8 @@ mpx_status Engine::on_cts(void *arg, void *ep_user, const void *, size_t, void *
     if (length != sizeof cts) return e.protocol_violation(p);
     std::memcpy(&cts, data, sizeof cts);
     Request *r = e.requests_.find(cts.sender_request);
-    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer || cts.limit > r->length) return e.protocol_violation(p);
+    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer || cts.limit > r->length)
+        return p.state == Peer::State::kLeft ? MPX_OK : e.protocol_violation(p);
     p.inflight.remove(r);
     r->stage = Stage::kStreaming;
     r->remote = cts.receiver_request;

@@ -162,6 +162,7 @@ def test_collectives_and_messages_do_not_meet(comm: Any, rng: Any) -> None:
         assert (result == size * (size - 1) // 2).all()
         comm.Barrier()
         assert not any(r.Test() for r in open_receives)
+        comm.Barrier()
     for other in range(size):
         comm.Send(np.array([rank]), other)
     MPI.Request.Waitall(open_receives)

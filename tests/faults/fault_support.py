@@ -94,7 +94,7 @@ class Ranks:
                 assert stream
                 stream.close()
 
-    def hear(self, rank: int, limit: float = 30.0) -> str:
+    def hear(self, rank: int, limit: float = 12.0) -> str:
         """Return the next line that a rank says. Fails with its stderr when it ends or is silent for `limit` seconds."""
         stdout = self.processes[rank].stdout
         assert stdout
