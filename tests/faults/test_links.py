@@ -47,7 +47,7 @@ def test_a_cut_link_raises_and_other_peers_go_on() -> None:
     if rank == 0:
         mine = {s.getsockname()[1]: s for s in peers()} | {s.getpeername()[1]: s for s in peers()}
         ports = comm.recv(source=1)
-        common = [mine[p] for p in ports if p in mine]
+        common = {mine[p] for p in ports if p in mine}
         assert len(common) >= 1, (list(mine), ports)
         request = comm.Irecv(np.zeros(1), 1, 5)
         for s in common:
