@@ -118,7 +118,7 @@ class OuterSession:
         self._places = {item: place for place, item in enumerate(session.items)}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         mark = item.get_closest_marker("ranks")
         if mark is None or not isinstance(item, pytest.Function):
             return None
@@ -135,6 +135,8 @@ class OuterSession:
             run = Run([Rank() for _ in range(plan.ranks)], trouble=str(error))
         for report in merge(item, plan, run):
             item.ihook.pytest_runtest_logreport(report=report)
+        # the test before kept open what it shares with this one, which nobody else would close
+        item.session._setupstate.teardown_exact(nextitem)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
