@@ -128,16 +128,16 @@ for name, call in calls.items():
         call()
     except MPI.Exception as error:
         spent = time.monotonic() - start
-        assert 0.3 <= spent < 2, spent
-        assert "PYMPX_TIMEOUT = 0.3 s" in str(error), error
+        assert 1 <= spent < 2.5, spent
+        assert "PYMPX_TIMEOUT = 1 s" in str(error), error
         assert error.Get_error_class() == MPI.ERR_OTHER
     else:
         raise SystemExit(f"{name} did not raise")
-    if name == "Ssend":
-        comm.Recv(bytearray(1), 1 - comm.rank, 9)
     got = np.zeros(3)
     comm.Sendrecv(np.full(3, float(comm.rank)), 1 - comm.rank, 1, got, 1 - comm.rank, 1)
     assert (got == 1 - comm.rank).all()
+    if name == "Ssend":
+        comm.Recv(bytearray(1), 1 - comm.rank, 9)
 print("fine")
 """
 
@@ -148,7 +148,7 @@ def test_time_limit(transport: str, tmp_path: Any) -> None:
     program.write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pympx", "run", "-n", "2", str(program)],
-        env={**os.environ, "PYMPX_TIMEOUT": "0.3", "PYMPX_TRANSPORT": transport}, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYMPX_TIMEOUT": "1", "PYMPX_TRANSPORT": transport}, capture_output=True, text=True, timeout=60, check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == ["fine", "fine"]

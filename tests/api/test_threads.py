@@ -36,7 +36,7 @@ def test_four_threads_each_with_its_own_tag(comm: Any, rng: Any) -> None:
     assert MPI.Query_thread() == MPI.THREAD_MULTIPLE
     rank, size = comm.rank, comm.size
     right, left = (rank + 1) % size, (rank - 1) % size
-    lengths = (2 ** rng.uniform(0, 17, (4, 60))).astype(int)
+    lengths = (2 ** rng.uniform(0, 17, (4, 30))).astype(int)
 
     def work(number: int) -> None:
         for turn, n in enumerate(lengths[number]):
