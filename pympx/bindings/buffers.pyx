@@ -38,6 +38,15 @@ cdef void release(Message *m) noexcept:
         m.owner = NULL
 
 
+cdef bint has_view(object buf) except -1:
+    """Whether Python can look at the memory at all, writable and contiguous or not."""
+    try:
+        memoryview(buf).release()
+    except (TypeError, BufferError, ValueError):
+        return False
+    return True
+
+
 cdef int explain(object buf, bint writable) except -1:
     """Raise for a buffer that PyObject_GetBuffer refused."""
     cdef object view
@@ -60,7 +69,7 @@ cdef Datatype take_memory(object buf, Message *m, bint writable):
         try:
             PyObject_GetBuffer(buf, &m.view, flags)
         except (BufferError, ValueError):
-            if not hasattr(buf, "__array_interface__"):
+            if has_view(buf) or not hasattr(buf, "__array_interface__"):
                 explain(buf, writable)
         else:
             m.has_view = True

@@ -222,6 +222,22 @@ void Engine::fail_peer(Peer &p) {
     fail_receives_from(p);
 }
 
+// p said BYE: it receives nothing more. What it has begun to fetch it fetches before it goes.
+void Engine::fail_sends_to(Peer &p) {
+    for (PendingOp *op = p.pending.front(), *next; op; op = next) {
+        next = decltype(p.pending)::next(op);
+        if (op->is_control || static_cast<Request *>(op)->kind != Kind::kSend) continue;
+        p.pending.remove(op);
+        finish_send(static_cast<Request *>(op), Error::kProcFailed);
+    }
+    for (Request *r = p.inflight.front(), *next; r; r = next) {
+        next = decltype(p.inflight)::next(r);
+        if (r->kind != Kind::kSend || r->stage != Stage::kAwaitsPeer) continue;
+        p.inflight.remove(r);
+        finish_send(r, Error::kProcFailed);
+    }
+}
+
 void Engine::fail_receives_from(Peer &p) {
     for (size_t i = 0; i < contexts_.size(); i++) {  // by index: what ends here may start something in a new context
         MatchQueue *queue = contexts_[i].get();
@@ -232,21 +248,37 @@ void Engine::fail_receives_from(Peer &p) {
             complete(r, Error::kProcFailed);
         };
         while (Request *r = queue->first_posted(p.rank)) fail(r);
+        if (is_collective(static_cast<uint32_t>(i)) && some_member_failed(*queue))
+            for (const int32_t rank : std::vector<int32_t>(queue->members))
+                while (Request *r = queue->first_posted(rank)) fail(r);
         if (!wildcard_is_hopeless(*queue)) continue;
         while (Request *r = queue->first_posted(kAnySource)) fail(r);
     }
     if (waiting_) completed_.notify_all();  // of those who probe
 }
 
+bool Engine::some_member_failed(const MatchQueue &queue) const {
+    return std::any_of(queue.members.begin(), queue.members.end(),
+                       [this](int32_t rank) { return peers_[rank].state == Peer::State::kFailed; });
+}
+
 // A wildcard receive cannot be trusted once a member died; members that left in order only matter when nobody else is there.
 bool Engine::wildcard_is_hopeless(const MatchQueue &queue) const {
     if (closed_) return true;
-    bool someone = queue.members.empty();
-    for (const int32_t rank : queue.members) {
-        if (peers_[rank].state == Peer::State::kFailed) return true;
-        someone |= peers_[rank].state != Peer::State::kLeft;
-    }
-    return !someone;
+    if (some_member_failed(queue)) return true;
+    return queue.members.size() > 1 && std::all_of(queue.members.begin(), queue.members.end(), [this](int32_t rank) {
+               return rank == config_.rank || peers_[rank].state == Peer::State::kLeft;
+           });
+}
+
+// Whom to name for a receive that is hopeless.
+int32_t Engine::culprit(const MatchQueue &queue, int32_t source) const {
+    const auto gone = [this](int32_t rank, Peer::State state) { return rank != config_.rank && peers_[rank].state == state; };
+    if (source != kAnySource && (gone(source, Peer::State::kFailed) || gone(source, Peer::State::kLeft))) return source;
+    for (const Peer::State state : {Peer::State::kFailed, Peer::State::kLeft})
+        for (const int32_t rank : queue.members)
+            if (gone(rank, state)) return rank;
+    return source;
 }
 
 int32_t Engine::failed_ranks(int32_t *out, int32_t capacity) const {
@@ -269,6 +301,7 @@ mpx_status Engine::on_bye(void *arg, void *ep_user, const void *, size_t, void *
     Engine &e = *static_cast<Engine *>(arg);
     Peer &p = *static_cast<Peer *>(ep_user);
     if (p.state != Peer::State::kFailed) p.state = Peer::State::kLeft;
+    e.fail_sends_to(p);
     e.fail_receives_from(p);
     return MPX_OK;
 }

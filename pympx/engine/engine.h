@@ -113,7 +113,10 @@ private:
     Peer *peer_of_address(const Transport &, const void *address, size_t length);
     void fail_peer(Peer &);
     void handle_failures();
+    void fail_sends_to(Peer &);
     void fail_receives_from(Peer &);
+    bool some_member_failed(const MatchQueue &) const;
+    int32_t culprit(const MatchQueue &, int32_t source) const;
     bool wildcard_is_hopeless(const MatchQueue &) const;
     bool farewell_over() const;
 
@@ -147,7 +150,7 @@ private:
     void give_up(Request *, Peer &, int32_t tag, int32_t failed_rank);
     void keep(MatchQueue &, Message *);
     void discard(Message *);
-    bool hopeless(const MatchQueue &, int32_t source) const;
+    bool hopeless(uint32_t context, const MatchQueue &, int32_t source) const;
 
     // handlers of active messages; arg is the Engine, ep_user the Peer
     static mpx_status on_eager(void *, void *, const void *, size_t, void *, size_t, unsigned);

@@ -166,8 +166,8 @@ Wait Engine::wait_message(uint32_t context, int32_t source, int32_t tag, Status 
             *status = {m->source, m->tag, Error::kNone, false, m->size, m->size};
             return true;
         }
-        if (!hopeless(queue, source)) return false;
-        *status = {source, tag, Error::kProcFailed, false, 0, 0};
+        if (!hopeless(context, queue, source)) return false;
+        *status = {culprit(queue, source), tag, Error::kProcFailed, false, 0, 0};
         return true;
     });
 }

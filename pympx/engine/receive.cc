@@ -38,8 +38,9 @@ Request *Engine::try_irecv(uint32_t context, int32_t source, int32_t tag, void *
     return r;
 }
 
-bool Engine::hopeless(const MatchQueue &queue, int32_t source) const {
+bool Engine::hopeless(uint32_t context, const MatchQueue &queue, int32_t source) const {
     if (source == kAnySource) return wildcard_is_hopeless(queue);
+    if (is_collective(context) && some_member_failed(queue)) return true;
     return peers_[source].state == Peer::State::kFailed || peers_[source].state == Peer::State::kLeft;
 }
 
@@ -55,11 +56,8 @@ Request *Engine::irecv_locked(uint32_t context, int32_t source, int32_t tag, voi
     if (Message *m = queue.find_unexpected(source, tag)) {
         queue.remove_unexpected(m);
         consume(r, m);
-    } else if (hopeless(queue, source)) {
-        r->status.source = source;
-        if (source == kAnySource)
-            for (const Peer &p : peers_)
-                if (p.state == Peer::State::kFailed) r->status.source = p.rank;
+    } else if (hopeless(context, queue, source)) {
+        r->status.source = culprit(queue, source);
         complete(r, Error::kProcFailed);
     } else {
         r->stage = Stage::kPosted;
@@ -387,7 +385,7 @@ mpx_status Engine::on_fin(void *arg, void *ep_user, const void *header, size_t h
     if (header_length != sizeof id) return e.protocol_violation(p);
     std::memcpy(&id, header, sizeof id);
     Request *r = e.requests_.find(id);
-    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer) return e.protocol_violation(p);
+    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer) return p.state == Peer::State::kLeft ? MPX_OK : e.protocol_violation(p);
     p.inflight.remove(r);
     e.finish_send(r, Error::kNone);
     return MPX_OK;

@@ -190,7 +190,7 @@ mpx_status Engine::on_cts(void *arg, void *ep_user, const void *, size_t, void *
     std::memcpy(&cts, data, sizeof cts);
     Request *r = e.requests_.find(cts.sender_request);
     if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer || r->protocol < Protocol::kRndvGet || cts.limit > r->length)
-        return e.protocol_violation(p);
+        return p.state == Peer::State::kLeft ? MPX_OK : e.protocol_violation(p);
     p.inflight.remove(r);
     r->stage = Stage::kStreaming;
     r->remote = cts.receiver_request;

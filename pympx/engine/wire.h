@@ -23,6 +23,8 @@ enum AmId : uint8_t {
 constexpr uint64_t match_word(uint32_t context, int32_t tag) { return uint64_t{context} << 40 | static_cast<uint32_t>(tag); }
 constexpr uint32_t match_context(uint64_t word) { return static_cast<uint32_t>(word >> 40); }
 constexpr int32_t match_tag(uint64_t word) { return static_cast<int32_t>(word & 0xffffffffu); }
+// A communicator has two contexts: an even one for messages, the odd one after it for its collectives.
+constexpr bool is_collective(uint32_t context) { return context & 1; }
 constexpr uint32_t kMaxContext = (1u << 24) - 1;
 
 struct SyncHeader {

@@ -135,6 +135,8 @@ class OuterSession:
             run = Run([Rank() for _ in range(plan.ranks)], trouble=str(error))
         for report in merge(item, plan, run):
             item.ihook.pytest_runtest_logreport(report=report)
+        # the test before kept open what it shares with this one, which nobody else would close
+        item.session._setupstate.teardown_exact(nextitem)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         # what an earlier test without the mark set up for this file, and the next test does not need
         item.session._setupstate.teardown_exact(nextitem)

@@ -364,3 +364,11 @@ def test_reports_reach_junit(pytester: pytest.Pytester) -> None:
 
 def test_fold_keeps_different_texts_apart() -> None:
     assert ranks.fold({0: "at 0x12", 1: "b", 2: "at 0xfe"}) == [("ranks 0,2", "at 0x12"), ("rank 1", "b")]
+
+
+def test_between_ordinary_tests_of_several_files(pytester: pytest.Pytester) -> None:
+    """What an ordinary test shared with the test on ranks after it is torn down before the next file begins."""
+    mixed = "def test_plain(): pass\n\n@pytest.mark.ranks(1)\ndef test_ranks(): pass\n"
+    pytester.makepyfile(test_a=HEAD + mixed, test_b=HEAD + mixed)
+    result = pytester.runpytest_subprocess(*LOAD, timeout=300)
+    result.assert_outcomes(passed=4)

@@ -1,0 +1,55 @@
+"""Reductions by users' functions: commutative and not, order of the ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pympx import MPI
+
+
+def affine(a: Any, b: Any, datatype: Any) -> None:
+    """Composition of x -> p x + q, kept as pairs of int64 modulo a prime: associative, not commutative."""
+    assert datatype == MPI.INT64_T or datatype == MPI.LONG
+    first, second = np.frombuffer(a, np.int64).reshape(-1, 2), np.frombuffer(b, np.int64).reshape(-1, 2)
+    p = first[:, 0] * second[:, 0] % 10007
+    q = (first[:, 0] * second[:, 1] + first[:, 1]) % 10007
+    second[:, 0], second[:, 1] = p, q
+
+
+def compose(pairs: Any) -> Any:
+    result = pairs[-1].copy()
+    for pair in pairs[-2::-1]:
+        p, q = pair[:, 0] * result[:, 0] % 10007, (pair[:, 0] * result[:, 1] + pair[:, 1]) % 10007
+        result = np.stack([p, q], 1)
+    return result
+
+
+@pytest.mark.ranks([1, 2, 3, 4])
+def test_not_commutative_in_the_order_of_ranks(comm: Any, rng: Any) -> None:
+    op = MPI.Op.Create(affine, commute=False)
+    for n in (1, 10, 3000, 50000):
+        pairs = rng.integers(1, 10007, (comm.size, n, 2))
+        expected = compose(list(pairs))
+        result = np.zeros((n, 2), np.int64)
+        comm.Allreduce(pairs[comm.rank], result, op)
+        assert np.array_equal(result, expected)
+        root = int(rng.integers(comm.size))
+        result[:] = 0
+        comm.Reduce(pairs[comm.rank], result if comm.rank == root else None, op, root)
+        assert comm.rank != root or np.array_equal(result, expected)
+    op.Free()
+
+
+@pytest.mark.ranks([1, 2, 3, 4])
+def test_commutative(comm: Any) -> None:
+    def larger(a: Any, b: Any, datatype: Any) -> None:
+        np.maximum(np.frombuffer(a, "f8"), np.frombuffer(b, "f8"), out=np.frombuffer(b, "f8"))
+
+    op = MPI.Op.Create(larger, commute=True)
+    for n in (1, 1000, 200000):
+        result = np.zeros(n)
+        comm.Allreduce(np.full(n, float(comm.rank)), result, op)
+        assert (result == comm.size - 1).all()

@@ -1,0 +1,11 @@
+"""The transports over which faults are tested: the plugin's option --transports, else shm and tcp."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "transport" in metafunc.fixturenames and not any("transport" in str(m.args[:1]) for m in metafunc.definition.iter_markers("parametrize")):
+        chosen = [name for name in metafunc.config.getoption("transports").split(",") if name]
+        metafunc.parametrize("transport", chosen or ["shm", "tcp"])
