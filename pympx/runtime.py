@@ -68,37 +68,33 @@ def start() -> None:
         if engine.is_running():
             return
         boot = bootstrap()
-        wanted: str = config.get("PYMPX_TRANSPORT")
-        host = host_identity()
-        wants_report = bool(config.get("PYMPX_REPORT"))
-        said = boot.allgather(host + (b"R" if wants_report else b"-"))
-        hosts = [text[:-1] for text in said]
-        here = hosts.count(host)
-        cores = len(os.sched_getaffinity(0))
-        crowded = here > cores
-        spin = config.get("PYMPX_SPIN")
-        engine.create(
-            boot.rank,
-            boot.size,
-            boot.job_key(),
-            config.get("PYMPX_EAGER_WINDOW"),
-            (2e-6 if crowded else 50e-6) if spin is None else spin,
-            2 if crowded else 400,
-        )
-        engine.set_timeout(config.get("PYMPX_TIMEOUT") or 0)
         try:
-            _connect(boot, wanted)
-        except BaseException as error:
+            _start(boot)
+        except (RuntimeError, LookupError, OSError, ValueError) as error:
             engine.end(f"the runtime could not start: {error}")
-            if boot.size == 1 or not isinstance(error, (TransportError, LookupError, RuntimeError, OSError, ValueError)):
+            if boot.size == 1:
                 raise
             _give_up(boot, f"pympx: {error}")
         for call in _on_ready:
             call()
-        if any(text.endswith(b"R") for text in said):
-            from .tools import report
 
-            report.install()
+
+def _start(boot: Bootstrap) -> None:
+    wanted: str = config.get("PYMPX_TRANSPORT")
+    spin = config.get("PYMPX_SPIN")
+    window = config.get("PYMPX_EAGER_WINDOW")
+    timeout = config.get("PYMPX_TIMEOUT") or 0
+    host = host_identity()
+    said = boot.allgather(host + (b"R" if config.get("PYMPX_REPORT") else b"-"))
+    crowded = [text[:-1] for text in said].count(host) > len(os.sched_getaffinity(0))
+    spin = (2e-6 if crowded else 50e-6) if spin is None else spin
+    engine.create(boot.rank, boot.size, boot.job_key(), window, spin, 2 if crowded else 400)
+    engine.set_timeout(timeout)
+    _connect(boot, wanted)
+    if any(text.endswith(b"R") for text in said):
+        from .tools import report
+
+        when_ready(report.install)
 
 
 def _connect(boot: Bootstrap, wanted: str) -> None:
