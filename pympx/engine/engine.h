@@ -183,8 +183,7 @@ private:
     unsigned progress_locked();
     bool arm_all();
     void wake_sleeper();
-    template <class Ready>
-    Wait wait_until(Ready ready);
+    template <class Ready> Wait wait_until(Ready ready);
     bool sleep(std::unique_lock<std::mutex> &lock);
     mpx_status protocol_violation(Peer &);
 
@@ -202,9 +201,9 @@ private:
     uint64_t unexpected_bytes_ = 0;
     int wake_fd_ = -1;
     std::atomic<int> contenders_{0};
-    bool sleeping_ = false;   // a thread is inside poll(2)
-    bool woken_ = false;      // and was told to look again
-    int waiting_ = 0;         // threads on the condition variable
+    bool sleeping_ = false;  // a thread is inside poll(2)
+    bool woken_ = false;     // and was told to look again
+    int waiting_ = 0;        // threads on the condition variable
     bool closed_ = false;
     std::condition_variable completed_;
 };

@@ -6,9 +6,9 @@ namespace mpx {
 
 enum class Error : int32_t {
     kNone = 0,
-    kTruncate,      // message longer than the receive buffer; the buffer holds its first bytes
-    kProcFailed,    // the peer died, left, or its link broke
-    kUnreachable,   // the transport cannot reach the peer
+    kTruncate,     // message longer than the receive buffer; the buffer holds its first bytes
+    kProcFailed,   // the peer died, left, or its link broke
+    kUnreachable,  // the transport cannot reach the peer
     kNoMemory,
     kCanceled,
     kReduceFailed,  // a user's reduction raised

@@ -4,14 +4,12 @@
 
 namespace mpx {
 
-template <class T>
-struct ListLink {
+template <class T> struct ListLink {
     T *prev = nullptr;
     T *next = nullptr;
 };
 
-template <class T, ListLink<T> T::*Link = &T::link>
-class List {
+template <class T, ListLink<T> T::*Link = &T::link> class List {
 public:
     bool empty() const { return head_ == nullptr; }
     T *front() const { return head_; }

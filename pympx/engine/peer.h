@@ -43,18 +43,18 @@ struct Peer {
     int32_t rank = -1;
     State state = State::kUnknown;
     bool in_backlog = false;
-    bool failure_pending = false;   // on_error came; handled after progress
-    bool muted = false;             // it spoke nonsense: nothing that it says afterwards counts
-    bool get_refused = false;       // a get said UNSUPPORTED: fragments from now on
+    bool failure_pending = false;  // on_error came; handled after progress
+    bool muted = false;            // it spoke nonsense: nothing that it says afterwards counts
+    bool get_refused = false;      // a get said UNSUPPORTED: fragments from now on
     Transport *transport = nullptr;
     mpx_ep *ep = nullptr;
     std::string address;
     mpx_status failure = MPX_OK;
-    List<PendingOp> pending;                     // FIFO of what the transport refused; nothing overtakes it
-    List<Request, &Request::queue> streams;      // sends in fragments, served in turn
-    List<Request, &Request::queue> inflight;     // requests that end when this peer fails
-    uint64_t credit = 0;                         // bytes of eager messages that we may still send
-    uint64_t to_give_back = 0;                   // bytes of its eager messages freed here, not yet told
+    List<PendingOp> pending;                  // FIFO of what the transport refused; nothing overtakes it
+    List<Request, &Request::queue> streams;   // sends in fragments, served in turn
+    List<Request, &Request::queue> inflight;  // requests that end when this peer fails
+    uint64_t credit = 0;                      // bytes of eager messages that we may still send
+    uint64_t to_give_back = 0;                // bytes of its eager messages freed here, not yet told
     Counters counters;
 
     bool usable() const { return state == State::kOpen || state == State::kIdle; }

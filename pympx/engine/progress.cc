@@ -12,9 +12,9 @@ namespace mpx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kPollsPerTurn = 16;             // between two looks at the clock
-constexpr int kSliceMilliseconds = 100;       // the longest uninterrupted sleep
-constexpr int kSliceWithoutEvents = 1;        // over a transport that cannot wake us
+constexpr int kPollsPerTurn = 16;        // between two looks at the clock
+constexpr int kSliceMilliseconds = 100;  // the longest uninterrupted sleep
+constexpr int kSliceWithoutEvents = 1;   // over a transport that cannot wake us
 
 void relax() {
 #if defined(__x86_64__)
@@ -94,8 +94,7 @@ bool Engine::sleep(std::unique_lock<std::mutex> &lock) {
     return ready > 0;
 }
 
-template <class Ready>
-Wait Engine::wait_until(Ready ready) {
+template <class Ready> Wait Engine::wait_until(Ready ready) {
     Locked locked(*this);
     auto &lock = locked.lock();
     const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(config_.spin_seconds));
@@ -146,9 +145,8 @@ Wait Engine::wait_until(Ready ready) {
 }
 
 Wait Engine::wait(const Request *request) {
-    return wait_until([request] {
-        return request->done.load(std::memory_order_relaxed) || request->failed.load(std::memory_order_relaxed);
-    });
+    return wait_until(
+        [request] { return request->done.load(std::memory_order_relaxed) || request->failed.load(std::memory_order_relaxed); });
 }
 
 Wait Engine::wait_any(Request *const *requests, size_t count) {

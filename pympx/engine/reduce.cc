@@ -8,8 +8,7 @@
 namespace mpx {
 namespace {
 
-template <class T>
-struct Pair {
+template <class T> struct Pair {
     T value;
     int index;
 };
@@ -19,11 +18,12 @@ template <class T> constexpr bool is_complex<std::complex<T>> = true;
 template <class T> constexpr bool is_pair = false;
 template <class T> constexpr bool is_pair<Pair<T>> = true;
 
-struct Byte { uint8_t bits; };
+struct Byte {
+    uint8_t bits;
+};
 
 // Buffers come from users and may be unaligned: elements are copied in and out; compilers fold this into plain moves.
-template <class T, class F>
-void apply(const void *in, void *inout, size_t count, F f) {
+template <class T, class F> void apply(const void *in, void *inout, size_t count, F f) {
     const char *a = static_cast<const char *>(in);
     char *b = static_cast<char *>(inout);
     for (size_t i = 0; i < count; i++) {
@@ -36,8 +36,7 @@ void apply(const void *in, void *inout, size_t count, F f) {
 }
 
 // Integer arithmetic wraps: computed unsigned, and at least as wide as unsigned int so that no promotion to int overflows.
-template <class T>
-using Wrapping = std::make_unsigned_t<std::conditional_t<(sizeof(T) < sizeof(int)), int, T>>;
+template <class T> using Wrapping = std::make_unsigned_t<std::conditional_t<(sizeof(T) < sizeof(int)), int, T>>;
 
 template <class T> T add(T x, T y) {
     if constexpr (std::is_integral_v<T>) return static_cast<T>(static_cast<Wrapping<T>>(x) + static_cast<Wrapping<T>>(y));
@@ -48,20 +47,39 @@ template <class T> T multiply(T x, T y) {
     else return x * y;
 }
 
-template <class T> void sum(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return add(x, y); }); }
-template <class T> void prod(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return multiply(x, y); }); }
+template <class T> void sum(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return add(x, y); });
+}
+template <class T> void prod(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return multiply(x, y); });
+}
 // A NaN on either side stays, whatever the order of operands.
-template <class T> void min(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return x < y || x != x ? x : y; }); }
-template <class T> void max(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return x > y || x != x ? x : y; }); }
-template <class T> void land(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x && y); }); }
-template <class T> void lor(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x || y); }); }
-template <class T> void lxor(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(!x != !y); }); }
-template <class T> void band(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x & y); }); }
-template <class T> void bor(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x | y); }); }
-template <class T> void bxor(const void *in, void *io, size_t n) { apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x ^ y); }); }
+template <class T> void min(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return x < y || x != x ? x : y; });
+}
+template <class T> void max(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return x > y || x != x ? x : y; });
+}
+template <class T> void land(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x && y); });
+}
+template <class T> void lor(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x || y); });
+}
+template <class T> void lxor(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(!x != !y); });
+}
+template <class T> void band(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x & y); });
+}
+template <class T> void bor(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x | y); });
+}
+template <class T> void bxor(const void *in, void *io, size_t n) {
+    apply<T>(in, io, n, [](T x, T y) { return static_cast<T>(x ^ y); });
+}
 
-template <class T>
-T located(T x, T y, bool x_wins) {
+template <class T> T located(T x, T y, bool x_wins) {
     if (x.value == y.value) {
         x.index = x.index < y.index ? x.index : y.index;
         return x;
@@ -77,24 +95,50 @@ template <class T> void maxloc(const void *in, void *io, size_t n) {
 template <class T> void replace(const void *in, void *io, size_t n) { std::memcpy(io, in, n * sizeof(T)); }
 void no_op(const void *, void *, size_t) {}
 
-template <class T>
-ReduceFn function(ReduceOp op) {
+template <class T> ReduceFn function(ReduceOp op) {
     constexpr bool pair = is_pair<T>, byte = std::is_same_v<T, Byte>, boolean = std::is_same_v<T, bool>;
     constexpr bool arithmetic = !pair && !byte;
     constexpr bool integral = std::is_integral_v<T>;
     switch (op) {
-        case ReduceOp::kSum: if constexpr (arithmetic && !boolean) return sum<T>; break;
-        case ReduceOp::kProd: if constexpr (arithmetic && !boolean) return prod<T>; break;
-        case ReduceOp::kMin: if constexpr (arithmetic && !is_complex<T> && !boolean) return min<T>; break;
-        case ReduceOp::kMax: if constexpr (arithmetic && !is_complex<T> && !boolean) return max<T>; break;
-        case ReduceOp::kLand: if constexpr (arithmetic && !is_complex<T>) return land<T>; break;
-        case ReduceOp::kLor: if constexpr (arithmetic && !is_complex<T>) return lor<T>; break;
-        case ReduceOp::kLxor: if constexpr (arithmetic && !is_complex<T>) return lxor<T>; break;
-        case ReduceOp::kBand: if constexpr (integral) return band<T>; else if constexpr (byte) return band<uint8_t>; break;
-        case ReduceOp::kBor: if constexpr (integral) return bor<T>; else if constexpr (byte) return bor<uint8_t>; break;
-        case ReduceOp::kBxor: if constexpr (integral) return bxor<T>; else if constexpr (byte) return bxor<uint8_t>; break;
-        case ReduceOp::kMinloc: if constexpr (pair) return minloc<T>; break;
-        case ReduceOp::kMaxloc: if constexpr (pair) return maxloc<T>; break;
+        case ReduceOp::kSum:
+            if constexpr (arithmetic && !boolean) return sum<T>;
+            break;
+        case ReduceOp::kProd:
+            if constexpr (arithmetic && !boolean) return prod<T>;
+            break;
+        case ReduceOp::kMin:
+            if constexpr (arithmetic && !is_complex<T> && !boolean) return min<T>;
+            break;
+        case ReduceOp::kMax:
+            if constexpr (arithmetic && !is_complex<T> && !boolean) return max<T>;
+            break;
+        case ReduceOp::kLand:
+            if constexpr (arithmetic && !is_complex<T>) return land<T>;
+            break;
+        case ReduceOp::kLor:
+            if constexpr (arithmetic && !is_complex<T>) return lor<T>;
+            break;
+        case ReduceOp::kLxor:
+            if constexpr (arithmetic && !is_complex<T>) return lxor<T>;
+            break;
+        case ReduceOp::kBand:
+            if constexpr (integral) return band<T>;
+            else if constexpr (byte) return band<uint8_t>;
+            break;
+        case ReduceOp::kBor:
+            if constexpr (integral) return bor<T>;
+            else if constexpr (byte) return bor<uint8_t>;
+            break;
+        case ReduceOp::kBxor:
+            if constexpr (integral) return bxor<T>;
+            else if constexpr (byte) return bxor<uint8_t>;
+            break;
+        case ReduceOp::kMinloc:
+            if constexpr (pair) return minloc<T>;
+            break;
+        case ReduceOp::kMaxloc:
+            if constexpr (pair) return maxloc<T>;
+            break;
         case ReduceOp::kReplace: return replace<T>;
         case ReduceOp::kNoOp: return no_op;
     }

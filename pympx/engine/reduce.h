@@ -8,11 +8,29 @@ namespace mpx {
 enum class ReduceOp : uint8_t { kSum, kProd, kMin, kMax, kLand, kLor, kLxor, kBand, kBor, kBxor, kMinloc, kMaxloc, kReplace, kNoOp };
 
 enum class ElementType : uint8_t {
-    kInt8, kInt16, kInt32, kInt64, kUint8, kUint16, kUint32, kUint64,
-    kFloat, kDouble, kLongDouble, kComplexFloat, kComplexDouble, kComplexLongDouble,
-    kBool, kByte,
-    kFloatInt, kDoubleInt, kLongInt, kIntInt, kShortInt, kLongDoubleInt,  // pairs for MINLOC, MAXLOC
-    kNone,  // data that no predefined operation applies to
+    kInt8,
+    kInt16,
+    kInt32,
+    kInt64,
+    kUint8,
+    kUint16,
+    kUint32,
+    kUint64,
+    kFloat,
+    kDouble,
+    kLongDouble,
+    kComplexFloat,
+    kComplexDouble,
+    kComplexLongDouble,
+    kBool,
+    kByte,
+    kFloatInt,
+    kDoubleInt,
+    kLongInt,
+    kIntInt,
+    kShortInt,
+    kLongDoubleInt,  // pairs for MINLOC, MAXLOC
+    kNone,           // data that no predefined operation applies to
 };
 
 using ReduceFn = void (*)(const void *in, void *inout, size_t count);

@@ -2,7 +2,8 @@
 //
 // Ownership: Engine::allocate hands a request to its user (the skin or a schedule), who gives it back by Engine::release
 // after `done`. Until `done` the engine and the transport may touch it and its buffer; afterwards neither does.
-// Threads: everything but `done`, `failed` and the fields it publishes belongs to the engine lock. Pool::give_back may be called by any thread.
+// Threads: everything but `done`, `failed` and the fields it publishes belongs to the engine lock. Pool::give_back may be called by any
+// thread.
 #pragma once
 #include <pympx/transport.h>
 
@@ -29,8 +30,8 @@ struct Status {
     int32_t tag = kAnyTag;
     Error error = Error::kNone;
     bool canceled = false;
-    uint64_t bytes = 0;     // bytes delivered
-    uint64_t full_size = 0; // bytes of the message; more than `bytes` when truncated
+    uint64_t bytes = 0;      // bytes delivered
+    uint64_t full_size = 0;  // bytes of the message; more than `bytes` when truncated
 };
 
 enum class Kind : uint8_t { kSend, kRecv, kSchedule };
@@ -40,12 +41,12 @@ enum class SendMode : uint8_t { kStandard, kSync };
 // Where a request stands; only the engine reads it.
 enum class Stage : uint8_t {
     kIdle,
-    kQueued,     // in Peer::pending
-    kPosted,     // a receive waiting for its message
-    kAwaitsPeer, // sent; FIN or CTS to come
-    kStreaming,  // fragments being sent
-    kReceiving,  // fragments being received
-    kTransport,  // a transport holds its completion
+    kQueued,      // in Peer::pending
+    kPosted,      // a receive waiting for its message
+    kAwaitsPeer,  // sent; FIN or CTS to come
+    kStreaming,   // fragments being sent
+    kReceiving,   // fragments being received
+    kTransport,   // a transport holds its completion
 };
 
 // Something that waits in Peer::pending: a send request or a control message.
@@ -77,12 +78,12 @@ struct Request : PendingOp {
     uint32_t index = 0;
     Peer *peer = nullptr;
     void *buffer = nullptr;
-    uint64_t length = 0;      // bytes to send, or capacity
-    uint64_t moved = 0;       // bytes sent or received so far
-    uint64_t expected = 0;    // receive by fragments or get: bytes to come
-    uint64_t remote = 0;      // the other side's request id
+    uint64_t length = 0;    // bytes to send, or capacity
+    uint64_t moved = 0;     // bytes sent or received so far
+    uint64_t expected = 0;  // receive by fragments or get: bytes to come
+    uint64_t remote = 0;    // the other side's request id
     uint64_t remote_address = 0;
-    uint64_t order = 0;       // post order, across wildcards
+    uint64_t order = 0;  // post order, across wildcards
     mpx_mem_h memh = nullptr;
     mpx_rkey_h rkey = nullptr;
     Status status;

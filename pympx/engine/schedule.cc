@@ -19,7 +19,7 @@ struct Execution {
     std::unique_ptr<char, decltype(&std::free)> temporary{nullptr, &std::free};
     Engine *engine = nullptr;
     List<Request, &Request::sibling> requests;  // of vertices that run
-    uint32_t running = 0;  // started, not ended
+    uint32_t running = 0;                       // started, not ended
     uint32_t ended = 0;
     bool advancing = false;
     Error error = Error::kNone;
@@ -60,8 +60,16 @@ std::unique_ptr<Schedule> Schedule::decode(const int64_t *words, size_t count) {
         if (w[0] != kRecv) place(w[3], w[4], kSendBuffer);
         if (w[0] != kSend) place(w[5], w[6], kReceiveBuffer);
         if (w[0] <= kRecv && (w[1] < 0 || w[1] > INT32_MAX)) bad("peer");
-        s->vertices[i] = {static_cast<Kind>(w[0]), static_cast<uint8_t>(w[2]), static_cast<int8_t>(w[3]), static_cast<int8_t>(w[5]),
-                          static_cast<int32_t>(w[1]), 0, 0, w[4], w[6], static_cast<uint64_t>(w[7])};
+        s->vertices[i] = {static_cast<Kind>(w[0]),
+                          static_cast<uint8_t>(w[2]),
+                          static_cast<int8_t>(w[3]),
+                          static_cast<int8_t>(w[5]),
+                          static_cast<int32_t>(w[1]),
+                          0,
+                          0,
+                          w[4],
+                          w[6],
+                          static_cast<uint64_t>(w[7])};
         s->dependencies[i] = static_cast<uint32_t>(w[9]);
         for (int64_t k = 0; k < w[9]; k++) {
             const int64_t d = edge[w[8] + k];
@@ -161,7 +169,8 @@ void Engine::run_vertex(Execution &x, uint32_t index) {
             return;
         }
         case Schedule::kRecv: {
-            Request *r = irecv_locked(b.context, b.world[v.peer], b.tag + v.slot, x.at(v.destination_buffer, v.destination_offset), v.bytes, false);
+            Request *r =
+                irecv_locked(b.context, b.world[v.peer], b.tag + v.slot, x.at(v.destination_buffer, v.destination_offset), v.bytes, false);
             r->owner = &x;
             r->vertex = index;
             x.requests.push_back(r);

@@ -55,8 +55,8 @@ struct Binding {
     const void *send_buffer = nullptr;
     void *receive_buffer = nullptr;
     uint64_t element_size = 1;
-    ReduceFn reduce = nullptr;       // predefined operation, or
-    void *python_op = nullptr;       // the skin's handle of a user's, run by whoever waits with the GIL
+    ReduceFn reduce = nullptr;  // predefined operation, or
+    void *python_op = nullptr;  // the skin's handle of a user's, run by whoever waits with the GIL
 };
 
 // A reduction that needs Python. Taken by the skin from Engine::take_parked, given back by Engine::finish_parked.

@@ -169,7 +169,8 @@ mpx_status Engine::send_rts(Request *r) {
     if (r->protocol == Protocol::kRndvGet && !p.get_refused) {
         if (!r->memh && t.table->mem_reg(t.domain, r->buffer, r->length, MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &r->memh) != MPX_OK)
             r->memh = nullptr;  // cannot be registered: fragments
-        if (r->memh && t.table->rkey_pack(t.domain, r->memh, rts.rkey, sizeof rts.rkey) == MPX_OK) rts.header.rkey_len = t.attr.rkey_packed_len;
+        if (r->memh && t.table->rkey_pack(t.domain, r->memh, rts.rkey, sizeof rts.rkey) == MPX_OK)
+            rts.header.rkey_len = t.attr.rkey_packed_len;
     }
     return bcopy(p, kAmRts, &rts, sizeof(RtsHeader) + rts.header.rkey_len, nullptr, 0);
 }

@@ -53,7 +53,7 @@ using View = std::array<uint16_t, kLocations>;  // id of a write, by location
 using Clock = std::array<uint16_t, kThreads>;
 
 struct Write {
-    uint16_t id;  // 0: the initial one, else the writer and its count
+    uint16_t id;    // 0: the initial one, else the writer and its count
     bool attached;  // an RMW: nothing may come between it and the write before
     bool carries;   // a release, or an RMW that continues one
     uint64_t value;
@@ -62,7 +62,7 @@ struct Write {
 };
 
 struct Location {
-    std::vector<Write> writes;  // modification order
+    std::vector<Write> writes;                                 // modification order
     Clock plain_read, plain_write, atomic_read, atomic_write;  // the threads' clocks at their last access
     int at(uint16_t id) const {
         for (size_t i = writes.size(); i-- > 0;) {
@@ -300,7 +300,8 @@ private:
             for (int u = 0; u < thread_count_; ++u) {
                 h = mix(h, threads_[u].view[l]);
                 oldest = std::min(oldest, loc.at(threads_[u].view[l]));
-                h = mix(h, uint64_t(loc.plain_read[u]) << 48 | uint64_t(loc.plain_write[u]) << 32 | uint64_t(loc.atomic_read[u]) << 16 | loc.atomic_write[u]);
+                h = mix(h, uint64_t(loc.plain_read[u]) << 48 | uint64_t(loc.plain_write[u]) << 32 | uint64_t(loc.atomic_read[u]) << 16 |
+                               loc.atomic_write[u]);
             }
             for (size_t i = size_t(oldest); i < loc.writes.size(); ++i) {
                 const Write &w = loc.writes[i];
@@ -412,10 +413,12 @@ struct ModelAtomics {
     static uint64_t load(uint64_t *p, std::memory_order o) { return explorer.load(int(*p), o); }
     static void store(uint64_t *p, uint64_t v, std::memory_order o) { explorer.store(int(*p), v, o); }
     static uint64_t exchange(uint64_t *p, uint64_t v, std::memory_order o) {
-        return explorer.rmw(int(*p), [v](uint64_t) { return v; }, o);
+        return explorer.rmw(
+            int(*p), [v](uint64_t) { return v; }, o);
     }
     static uint64_t fetch_or(uint64_t *p, uint64_t v, std::memory_order o) {
-        return explorer.rmw(int(*p), [v](uint64_t old) { return old | v; }, o);
+        return explorer.rmw(
+            int(*p), [v](uint64_t old) { return old | v; }, o);
     }
     static bool cas(uint64_t *p, uint64_t expected, uint64_t desired, std::memory_order o) {
         return explorer.cas(int(*p), expected, desired, o);
@@ -587,9 +590,9 @@ struct Mutation {
     std::memory_order *order;
 };
 const Mutation kMutations[] = {
-    {"kPublish", &MutableOrders::kPublish}, {"kPoll", &MutableOrders::kPoll},       {"kFree", &MutableOrders::kFree},
-    {"kSpace", &MutableOrders::kSpace},     {"kMark", &MutableOrders::kMark},       {"kCollect", &MutableOrders::kCollect},
-    {"kRing", &MutableOrders::kRing},       {"kAnswer", &MutableOrders::kAnswer},   {"kLeave", &MutableOrders::kLeave},
+    {"kPublish", &MutableOrders::kPublish}, {"kPoll", &MutableOrders::kPoll},     {"kFree", &MutableOrders::kFree},
+    {"kSpace", &MutableOrders::kSpace},     {"kMark", &MutableOrders::kMark},     {"kCollect", &MutableOrders::kCollect},
+    {"kRing", &MutableOrders::kRing},       {"kAnswer", &MutableOrders::kAnswer}, {"kLeave", &MutableOrders::kLeave},
     {"kLook", &MutableOrders::kLook},
 };
 
@@ -600,7 +603,8 @@ int main() {
     const auto start = std::chrono::steady_clock::now();
     for (const Scenario &s : kScenarios) {
         const bool holds = explore(s);
-        printf("%-58s %9zu states, %9zu runs: %s\n", s.name, explorer.states, explorer.runs, holds ? "all hold" : explorer.violation.c_str());
+        printf("%-58s %9zu states, %9zu runs: %s\n", s.name, explorer.states, explorer.runs,
+               holds ? "all hold" : explorer.violation.c_str());
         fflush(stdout);
         good = good && holds;
     }

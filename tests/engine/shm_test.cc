@@ -1,8 +1,8 @@
 // The shm transport between real processes: content, back-pressure, sleep, death, memory, leaks.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include <csignal>
 #include <doctest/doctest.h>
 #include <sys/mman.h>
+#include <csignal>
 
 #include <chrono>
 #include <filesystem>
@@ -167,7 +167,7 @@ TEST_CASE("a full ring says NO_RESOURCE, changes nothing, and becomes writable a
         NEED(node.iface->ops->event_arm(node.iface) == MPX_OK);
         pollfd p{node.iface->ops->event_fd(node.iface), POLLIN, 0};
         NEED(poll(&p, 1, 0) == 0);
-        put(fd, {1});                          // now the receiver starts to read
+        put(fd, {1});  // now the receiver starts to read
         NEED(poll(&p, 1, 20000) == 1);
         node.send_bcopy(ep, 2, {});
         take(fd, 1);
@@ -350,7 +350,8 @@ TEST_CASE("get and put: ordinary memory and memory from mem_alloc, completions o
         mpx_rkey_h rkey;
         REQUIRE(node.t->rkey_unpack(node.domain, key.data(), key.size(), &rkey) == MPX_OK);
         Bytes here(len, 0);
-        mpx_iov iov[3] = {{here.data(), 1000, nullptr}, {here.data() + 1000, 2'000'000, nullptr}, {here.data() + 2'001'000, len - 2'001'000, nullptr}};
+        mpx_iov iov[3] = {
+            {here.data(), 1000, nullptr}, {here.data() + 1000, 2'000'000, nullptr}, {here.data() + 2'001'000, len - 2'001'000, nullptr}};
         Done get, flush, put_done;
         REQUIRE(ops->get_zcopy(ep, iov, 3, raddr, rkey, &get) == MPX_INPROGRESS);
         REQUIRE(ops->ep_flush(ep, &flush) == MPX_INPROGRESS);
@@ -420,7 +421,8 @@ TEST_CASE("a state word that no sender writes: an error on the ep, no crash, no 
         mpx_ep *to_b = a.connect(b.address()), *to_a = b.connect(a.address());
         REQUIRE(a.try_short(to_b, 1, 1, {}) == MPX_OK);
         b.until([&] { return b.inbox.size() == 1; });
-        NativeAtomics::store(reinterpret_cast<uint64_t *>(region_data(static_cast<Ep *>(to_b)->region) + kCell), bad, std::memory_order_release);
+        NativeAtomics::store(reinterpret_cast<uint64_t *>(region_data(static_cast<Ep *>(to_b)->region) + kCell), bad,
+                             std::memory_order_release);
         b.until([&] { return !b.errors.empty(); }, 1);
         CHECK((b.errors.size() == 1 && b.errors[0] == std::pair(to_a, mpx_status(MPX_ERR_INVALID))));
         CHECK(b.inbox.size() == 1);

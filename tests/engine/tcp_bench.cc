@@ -1,5 +1,5 @@
-// What the tcp transport adds to plain sockets: two processes over loopback, both spinning, floor and transport in alternating rounds of one
-// run. Prints the best rounds (short ones, so that some escape what else the machine does) and their ratio. Usage: tcp_bench [rounds]
+// What the tcp transport adds to plain sockets: two processes over loopback, both spinning, floor and transport in alternating rounds of
+// one run. Prints the best rounds (short ones, so that some escape what else the machine does) and their ratio. Usage: tcp_bench [rounds]
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -44,7 +44,8 @@ void socket_pair(int out[2]) {
     at.sin_family = AF_INET;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t len = sizeof at;
-    if (bind(l, reinterpret_cast<sockaddr *>(&at), sizeof at) || listen(l, 1) || getsockname(l, reinterpret_cast<sockaddr *>(&at), &len)) die("listen");
+    if (bind(l, reinterpret_cast<sockaddr *>(&at), sizeof at) || listen(l, 1) || getsockname(l, reinterpret_cast<sockaddr *>(&at), &len))
+        die("listen");
     out[0] = socket(AF_INET, SOCK_STREAM, 0);
     if (connect(out[0], reinterpret_cast<sockaddr *>(&at), sizeof at)) die("connect");
     out[1] = accept(l, nullptr, nullptr);
@@ -95,13 +96,16 @@ struct Rank {
                      return table().rkey_unpack(r->domain, data, len, &r->rkey);
                  },
                  this};
-        mpx_iface_params ip{sizeof ip, am,
+        mpx_iface_params ip{sizeof ip,
+                            am,
                             [](void *arg, const void *addr, size_t len) {
                                 auto *r = static_cast<Rank *>(arg);
                                 table().ep_create(r->iface, addr, len, &r->ep);
                                 return r->ep;
                             },
-                            [](void *, mpx_ep *, mpx_status) { exit(0); }, this, 0};
+                            [](void *, mpx_ep *, mpx_status) { exit(0); },
+                            this,
+                            0};
         if (table().domain_open(&dp, &domain) || table().iface_open(domain, &ip, &iface)) die(table().why());
         mpx_iface_attr attr{};
         attr.size = sizeof attr;

@@ -43,7 +43,8 @@ mpx_status get(Side &a, Side &b, mpx_rkey_h rkey, const void *remote, void *loca
     const mpx_status st = persist({&a, &b}, [&] { return a.iface->ops->get_zcopy(a.ep_of(b), &iov, 1, address_of(remote), rkey, &done); });
     REQUIRE(st == MPX_INPROGRESS);
     CHECK(done.calls == 0);
-    REQUIRE(until({&a, &b}, [&] { return done.calls > 0; }, 60));
+    REQUIRE(until(
+        {&a, &b}, [&] { return done.calls > 0; }, 60));
     CHECK(done.calls == 1);
     return done.status;
 }

@@ -40,7 +40,8 @@ int stranger(const Side &s) {
 std::string hear(Side &s, int fd) {
     char buf[4096];
     ssize_t n = -1;
-    REQUIRE(until({&s}, [&] { return (n = recv(fd, buf, sizeof buf, MSG_DONTWAIT)) >= 0 || errno == ECONNRESET; }, 10));
+    REQUIRE(until(
+        {&s}, [&] { return (n = recv(fd, buf, sizeof buf, MSG_DONTWAIT)) >= 0 || errno == ECONNRESET; }, 10));
     return n > 0 ? std::string(buf, static_cast<size_t>(n)) : "";
 }
 
@@ -190,7 +191,8 @@ TEST_CASE("settings: one address, a range of ports, and clear refusals") {
     mpx_domain *domain = nullptr;
     CHECK(table().domain_open(&keyless, &domain) == MPX_ERR_INVALID);
 
-    Side a("k", "{\"address\": \"127.0.0.1\", \"ports\": [47110, 47119]}"), b("k", "{\"ports\": [47110, 47119], \"address\": \"127.0.0.1\"}");
+    Side a("k", "{\"address\": \"127.0.0.1\", \"ports\": [47110, 47119]}"),
+        b("k", "{\"ports\": [47110, 47119], \"address\": \"127.0.0.1\"}");
     for (Side *s : {&a, &b}) {
         CHECK(ntohs(parsed(*s).port) >= 47110);
         CHECK(ntohs(parsed(*s).port) <= 47119);

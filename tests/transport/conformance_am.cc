@@ -18,7 +18,8 @@ std::vector<int> others(const Party &p) {
 
 void converse(Party &p, Talk &talk) {
     wait_until(p.node(), "the planned messages", [&] {
-        while (talk.send() && p.node().progress()) {}
+        while (talk.send() && p.node().progress()) {
+        }
         return talk.done();
     });
     p.barrier();
@@ -105,7 +106,8 @@ CONFORMANCE(am_stream_inside, "am: mixed kinds and sizes between two ifaces of o
     // Uneven turns: now one side runs ahead, now the other.
     w.until("the planned messages", [&] {
         Talk &t = draw(0, 1) ? a : b;
-        for (uint64_t n = draw(0, 20); n && t.send(); --n) {}
+        for (uint64_t n = draw(0, 20); n && t.send(); --n) {
+        }
         for (uint64_t n = draw(0, 20); n; --n) w.node(static_cast<int>(draw(0, 1))).progress();
         return a.done() && b.done();
     });

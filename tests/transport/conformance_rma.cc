@@ -20,9 +20,11 @@ unsigned every_access() {
 
 // Memory that others reach: the transport's own (mem_alloc), or ordinary memory from `offset` into its page on.
 class Exposed {
-  public:
+public:
     Exposed(Node &n, size_t len, bool own, size_t offset = 0, unsigned access = every_access())
-        : domain_(n.domain()), len_(len), own_(own) {
+        : domain_(n.domain()),
+          len_(len),
+          own_(own) {
         void *p = nullptr;
         if (own) {
             EXPECT(table().mem_alloc(domain_, len, &p, &memh_) == MPX_OK, "mem_alloc of %zu bytes failed: %s", len, table().why());
@@ -52,7 +54,7 @@ class Exposed {
         return b;
     }
 
-  private:
+private:
     mpx_domain *domain_;
     size_t len_;
     bool own_;
@@ -63,7 +65,7 @@ class Exposed {
 
 // The other end of a ticket.
 class Remote {
-  public:
+public:
     Remote(Node &n, const Bytes &ticket) : domain_(n.domain()) {
         std::memcpy(&address, ticket.data(), sizeof address);
         const mpx_status st = table().rkey_unpack(domain_, ticket.data() + sizeof address, ticket.size() - sizeof address, &key);
@@ -76,7 +78,7 @@ class Remote {
     uint64_t address = 0;
     mpx_rkey_h key = nullptr;
 
-  private:
+private:
     mpx_domain *domain_;
 };
 

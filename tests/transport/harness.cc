@@ -610,7 +610,8 @@ Party::Party(int rank, int size, int fd) : rank_(rank), size_(size), fd_(fd), no
 std::vector<Bytes> Party::exchange(const Bytes &mine, bool progress) {
     write_blob(fd_, mine);
     for (; progress && node_;) {
-        while (node_->progress()) {}
+        while (node_->progress()) {
+        }
         pollfd p{fd_, POLLIN, 0};
         if (poll(&p, 1, 0) > 0) break;
         node_->sleep(fd_);

@@ -104,7 +104,7 @@ struct Incoming {
 using Handler = std::function<mpx_status(Incoming &)>;
 
 class Node {
-  public:
+public:
     explicit Node(size_t headroom = 0);
     ~Node();
     Node(const Node &) = delete;
@@ -142,7 +142,7 @@ class Node {
     uint64_t bytes(bool received) { return table().iface_bytes(iface_, received); }
     std::string state() const;
 
-  private:
+private:
     friend struct Callbacks;
     struct Slot {
         Node *node;
@@ -169,7 +169,7 @@ class Node {
 
 // n nodes in this process that know each other; over a loopback transport all are the one node.
 class World {
-  public:
+public:
     explicit World(int n, size_t headroom = 0);
     Node &node(int i) { return *nodes_[nodes_.size() == 1 ? 0 : static_cast<size_t>(i)]; }
     Peer &peer(int from, int to) { return node(from).peer(nodes_.size() == 1 ? 0 : to); }
@@ -179,7 +179,7 @@ class World {
     bool until(const char *what, const std::function<bool()> &done);
     void settle();  // until nothing moves any more
 
-  private:
+private:
     std::vector<std::unique_ptr<Node>> nodes_;
 };
 
@@ -189,7 +189,7 @@ bool wait_until(Node &node, const char *what, const std::function<bool()> &done)
 // ---- teams of processes ----
 
 class Party {
-  public:
+public:
     Party(int rank, int size, int fd);
     int rank() const { return rank_; }
     int size() const { return size_; }
@@ -200,7 +200,7 @@ class Party {
     void barrier() { exchange(); }
     void leave();  // the node closes, after a last barrier
 
-  private:
+private:
     int rank_, size_, fd_;
     std::unique_ptr<Node> node_;
 };

@@ -164,7 +164,8 @@ bool drive_by_events(const std::vector<std::pair<Node *, Talk *>> &parties) {
         for (size_t i = 0; i < parties.size(); ++i) {
             auto [node, talk] = parties[i];
             while (awake[i]) {
-                while (node->progress() || talk->send()) {}
+                while (node->progress() || talk->send()) {
+                }
                 awake[i] = node->arm() == MPX_ERR_NO_RESOURCE;
             }
         }

@@ -14,12 +14,12 @@ struct Message {
 };
 
 class Plan {
-  public:
+public:
     Plan() = default;
     Plan(uint64_t seed, uint64_t kinds, size_t max_len);
     const Message &next();
 
-  private:
+private:
     std::mt19937_64 random_;
     std::vector<MessageKind> kinds_;
     size_t max_len_ = 0;
@@ -39,7 +39,7 @@ struct TalkShape {
 };
 
 class Talk {
-  public:
+public:
     Talk(Node &node, int me, TalkShape shape);
     // Sends until every peer said NO_RESOURCE, or all is sent. True when anything was sent.
     bool send();
@@ -53,7 +53,7 @@ class Talk {
     uint64_t payload_sent() const { return payload_sent_; }
     uint64_t payload_received() const { return payload_received_; }
 
-  private:
+private:
     struct Out {
         Plan plan;
         const Message *next = nullptr;

@@ -320,8 +320,9 @@ mpx_status am_zcopy(mpx_ep *e, uint8_t id, const void *header, size_t header_len
 }
 
 // put and get differ in who is the source; both count as sent and received, since both ends are here.
-template <class Move> mpx_status move(mpx_ep *e, const mpx_iov *iov, size_t iovcnt, uint64_t raddr, mpx_rkey_h key, unsigned access,
-                                      mpx_completion *c, Move &&copy) {
+template <class Move>
+mpx_status move(mpx_ep *e, const mpx_iov *iov, size_t iovcnt, uint64_t raddr, mpx_rkey_h key, unsigned access, mpx_completion *c,
+                Move &&copy) {
     Iface *i = iface_of(e);
     const size_t len = total(iov, iovcnt);
     auto *remote = static_cast<uint8_t *>(resolve(i->domain, key, raddr, len, access));
@@ -348,19 +349,12 @@ mpx_status get_zcopy(mpx_ep *e, const mpx_iov *iov, size_t iovcnt, uint64_t radd
 // Returns the old value.
 uint64_t apply(std::atomic_ref<uint64_t> target, unsigned op, uint64_t operand, uint64_t compare) {
     switch (op) {
-    case MPX_ATOMIC_ADD:
-        return target.fetch_add(operand);
-    case MPX_ATOMIC_AND:
-        return target.fetch_and(operand);
-    case MPX_ATOMIC_OR:
-        return target.fetch_or(operand);
-    case MPX_ATOMIC_XOR:
-        return target.fetch_xor(operand);
-    case MPX_ATOMIC_SWAP:
-        return target.exchange(operand);
-    default:
-        target.compare_exchange_strong(compare, operand);
-        return compare;
+        case MPX_ATOMIC_ADD: return target.fetch_add(operand);
+        case MPX_ATOMIC_AND: return target.fetch_and(operand);
+        case MPX_ATOMIC_OR: return target.fetch_or(operand);
+        case MPX_ATOMIC_XOR: return target.fetch_xor(operand);
+        case MPX_ATOMIC_SWAP: return target.exchange(operand);
+        default: target.compare_exchange_strong(compare, operand); return compare;
     }
 }
 

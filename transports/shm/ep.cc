@@ -82,13 +82,15 @@ void Ep::disconnect() {
 
 mpx_status am_short(mpx_ep *base, uint8_t id, uint64_t hdr, const void *buf, size_t len) {
     Ep *ep = static_cast<Ep *>(base);
-    if (len > kMaxShort || id >= MPX_AM_ID_MAX) [[unlikely]] return MPX_ERR_INVALID;
+    if (len > kMaxShort || id >= MPX_AM_ID_MAX) [[unlikely]]
+        return MPX_ERR_INVALID;
     if (!ep->out) [[unlikely]] {
         const mpx_status st = guard([ep] { return ep->connect(); });
         if (st != MPX_OK) return st;
     }
     std::byte *to = ep->out->reserve(sizeof hdr + len);
-    if (!to) [[unlikely]] return no_space(ep, sizeof hdr + len);
+    if (!to) [[unlikely]]
+        return no_space(ep, sizeof hdr + len);
     memcpy(to, &hdr, sizeof hdr);
     if (len) memcpy(to + sizeof hdr, buf, len);
     publish(ep, sizeof hdr + len, static_cast<uint16_t>(id | kTagShort));
@@ -97,15 +99,18 @@ mpx_status am_short(mpx_ep *base, uint8_t id, uint64_t hdr, const void *buf, siz
 
 mpx_status am_bcopy(mpx_ep *base, uint8_t id, size_t len, mpx_pack_fn pack, void *arg) {
     Ep *ep = static_cast<Ep *>(base);
-    if (len > kMaxBcopy || id >= MPX_AM_ID_MAX) [[unlikely]] return MPX_ERR_INVALID;
+    if (len > kMaxBcopy || id >= MPX_AM_ID_MAX) [[unlikely]]
+        return MPX_ERR_INVALID;
     if (!ep->out) [[unlikely]] {
         const mpx_status st = guard([ep] { return ep->connect(); });
         if (st != MPX_OK) return st;
     }
     std::byte *to = ep->out->reserve(len);
-    if (!to) [[unlikely]] return no_space(ep, len);
+    if (!to) [[unlikely]]
+        return no_space(ep, len);
     const size_t written = pack(to, arg);
-    if (written > len) [[unlikely]] return MPX_ERR_INVALID;  // unpublished: the receiver never sees it
+    if (written > len) [[unlikely]]
+        return MPX_ERR_INVALID;  // unpublished: the receiver never sees it
     publish(ep, written, id);
     return MPX_OK;
 }

@@ -32,7 +32,8 @@ mpx_status Iface::open(Domain *of, const mpx_iface_params &with) {
     mpx_status st;
     segment = create_segment("pympx-rings", kSegmentBytes, st);
     if (st != MPX_OK) return st;
-    if (fallocate(segment.get(), 0, 0, off_t(kHeaderBytes)) != 0) return fail_errno(MPX_ERR_NO_MEMORY, "no memory for the segment's header");
+    if (fallocate(segment.get(), 0, 0, off_t(kHeaderBytes)) != 0)
+        return fail_errno(MPX_ERR_NO_MEMORY, "no memory for the segment's header");
     st = map_shared(segment, kHeaderBytes, 0, header);
     if (st != MPX_OK) return st;
     madvise(header.base(), kHeaderBytes, MADV_DONTFORK);
@@ -262,7 +263,8 @@ unsigned Iface::check_events() {
             ++done;
         } else {
             char bytes[256];
-            while (read(pipe_read.get(), bytes, sizeof bytes) == ssize_t(sizeof bytes)) {}
+            while (read(pipe_read.get(), bytes, sizeof bytes) == ssize_t(sizeof bytes)) {
+            }
         }
     }
     return done;
@@ -305,11 +307,11 @@ unsigned Iface::progress() {
         n += check_events();
     }
     while (!mourned.empty()) [[unlikely]] {
-        Peer *peer = mourned.back();
-        mourned.pop_back();
-        peer_died(*peer);
-        ++n;
-    }
+            Peer *peer = mourned.back();
+            mourned.pop_back();
+            peer_died(*peer);
+            ++n;
+        }
     return n;
 }
 

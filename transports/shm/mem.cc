@@ -48,7 +48,7 @@ void trim_cache(Domain &d) {
 MappedSegment *map_segment(Domain &d, const PackedKey &key) {
     if (auto it = d.mapped.find(key.nonce); it != d.mapped.end()) return &it->second;
     const Fd fd = open_fd_of(key.pid, key.fd, O_RDWR | O_NONBLOCK);
-    struct stat info{};
+    struct stat info {};
     if (!fd || fstat(fd.get(), &info) != 0 || size_t(info.st_size) <= kPage) return nullptr;
     const size_t len = size_t(info.st_size) - kPage;  // the nonce stands in the page behind the memory
     Nonce found;
@@ -210,7 +210,8 @@ mpx_status rkey_pack(mpx_domain *domain, mpx_mem_h memh, void *out, size_t out_l
     if (out_len < sizeof(PackedKey)) return fail(MPX_ERR_INVALID, "a remote key takes " + std::to_string(sizeof(PackedKey)) + " bytes");
     const Allocation *a = m->allocation;
     const void *base = a ? static_cast<const void *>(a->map.base()) : d->nonce.data();
-    const PackedKey key{m->addr, m->len, reinterpret_cast<uint64_t>(base), getpid(), a ? a->fd.get() : -1, m->access, 0, a ? a->nonce : d->nonce};
+    const PackedKey key{m->addr,   m->len, reinterpret_cast<uint64_t>(base), getpid(), a ? a->fd.get() : -1,
+                        m->access, 0,      a ? a->nonce : d->nonce};
     memcpy(out, &key, sizeof key);
     return MPX_OK;
 }

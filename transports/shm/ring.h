@@ -108,18 +108,16 @@ public:
     }
 
     // False: there is space for `len` bytes now. True: the receiver will tell when it has freed more.
-    bool want_space(size_t len) {
-        return !reserve(len) && A::cas(&this->control_->head, head_, head_ | 1, std::memory_order_relaxed);
-    }
+    bool want_space(size_t len) { return !reserve(len) && A::cas(&this->control_->head, head_, head_ | 1, std::memory_order_relaxed); }
 
 private:
     static constexpr uint64_t kAhead = 2;
     void empty_one() { A::store(this->state(emptied_++), Message::kEmpty, std::memory_order_relaxed); }
 
     uint64_t tail_ = 0;
-    uint64_t emptied_ = 1;   // state words of [tail_ + 1, emptied_) are empty already: taking a line from the receiver costs
-                             // a transfer, which is better spent after a message than before the next
-    uint64_t head_ = 0;  // the control's word as last read
+    uint64_t emptied_ = 1;  // state words of [tail_ + 1, emptied_) are empty already: taking a line from the receiver costs
+                            // a transfer, which is better spent after a message than before the next
+    uint64_t head_ = 0;     // the control's word as last read
 };
 
 template <class A = NativeAtomics, class O = RingOrders> class RingReceiver : public RingSide<A> {

@@ -36,7 +36,8 @@ const char *last_reason() { return reason.c_str(); }
 
 Nonce random_nonce() {
     Nonce nonce;
-    while (getrandom(nonce.data(), nonce.size(), 0) != ssize_t(nonce.size())) {}
+    while (getrandom(nonce.data(), nonce.size(), 0) != ssize_t(nonce.size())) {
+    }
     return nonce;
 }
 

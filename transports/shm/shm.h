@@ -25,12 +25,12 @@
 namespace mpx::shm {
 
 inline constexpr size_t kPage = 4096;
-inline constexpr size_t kSlots = 1024;             // rings that one receiver can serve
-inline constexpr size_t kRingBytes = 256 * 1024;   // README.md says how it was chosen
+inline constexpr size_t kSlots = 1024;            // rings that one receiver can serve
+inline constexpr size_t kRingBytes = 256 * 1024;  // README.md says how it was chosen
 inline constexpr size_t kMaxShort = 4 * kCell - 16;
 inline constexpr size_t kMaxBcopy = 32 * 1024 + 56;  // a piece of 32 KiB beside a header, 513 whole cells
 inline constexpr size_t kMaxIov = 8;
-inline constexpr uint16_t kTagShort = 0x100;         // in a message's tag beside the AM id: an 8-byte header comes first
+inline constexpr uint16_t kTagShort = 0x100;  // in a message's tag beside the AM id: an 8-byte header comes first
 
 using Nonce = std::array<uint8_t, 16>;
 
@@ -43,8 +43,8 @@ struct Address {
 };
 inline constexpr uint64_t kAddressMagic = 0x31306d6873787070;  // also the layout's version
 
-// Slot words: the head of the sender's nonce, and the state. A sender takes a free slot, makes its region ready, and at its end closes it; the receiver
-// frees it when it is drained, or when the sender died.
+// Slot words: the head of the sender's nonce, and the state. A sender takes a free slot, makes its region ready, and at its end closes it;
+// the receiver frees it when it is drained, or when the sender died.
 enum class Slot : uint8_t { kFree, kClaimed, kReady, kClosed };
 inline uint64_t slot_word(const Nonce &sender, Slot state) {
     uint64_t word;
@@ -130,8 +130,8 @@ template <class F> mpx_status guard(F &&body) noexcept {
 Nonce random_nonce();
 Nonce boot_id();
 Fd create_segment(const char *name, size_t len, mpx_status &st);
-Fd open_fd_of(int32_t pid, int fd, int flags);                      // through /proc/PID/fd/N
-mpx_status open_segment(const Address &address, Fd &out);           // checks boot, magic and nonce
+Fd open_fd_of(int32_t pid, int fd, int flags);             // through /proc/PID/fd/N
+mpx_status open_segment(const Address &address, Fd &out);  // checks boot, magic and nonce
 mpx_status map_shared(const Fd &fd, size_t len, size_t offset, Mapping &out);
 mpx_status map_region(const Fd &segment, size_t slot, Mapping &out);  // control page, data, data again
 inline RegionControl *region_control(const Mapping &m) { return reinterpret_cast<RegionControl *>(m.base()); }
@@ -209,8 +209,8 @@ struct Ep : mpx_ep {
     std::unique_ptr<RingSender<>> out;  // null: not connected, or failed
     uint64_t *pending = nullptr;        // the word of the receiver's bitmap that holds `bit`
     uint64_t bit = 0;
-    size_t blocked_len = 0;             // what found no space, 0: nothing did
-    mpx_status status = MPX_OK;         // not OK: what every call returns from now on
+    size_t blocked_len = 0;      // what found no space, 0: nothing did
+    mpx_status status = MPX_OK;  // not OK: what every call returns from now on
     Peer *peer = nullptr;
     uint64_t slot = 0;
     Mapping region;
@@ -222,7 +222,9 @@ struct Ep : mpx_ep {
 
 struct InRing {
     InRing(size_t slot_index, Mapping &&mapping)
-        : slot(slot_index), region(std::move(mapping)), in(&region_control(region)->ring, region_data(region), kRingBytes / kCell) {}
+        : slot(slot_index),
+          region(std::move(mapping)),
+          in(&region_control(region)->ring, region_data(region), kRingBytes / kCell) {}
     size_t slot;
     Mapping region;
     RingReceiver<> in;

@@ -108,18 +108,19 @@ mpx_status iface_address(mpx_iface *iface, void *out) {
 }
 
 mpx_status parse_address(const void *addr, size_t len, Address &out) {
-    if (len != sizeof out) return fail(MPX_ERR_INVALID, "an address takes " + std::to_string(sizeof out) + " bytes, not " + std::to_string(len));
+    if (len != sizeof out)
+        return fail(MPX_ERR_INVALID, "an address takes " + std::to_string(sizeof out) + " bytes, not " + std::to_string(len));
     memcpy(&out, addr, sizeof out);
     return MPX_OK;
 }
 
 int iface_reachable(mpx_iface *, const void *addr, size_t len) {
     return guard([&]() -> mpx_status {
-        Address address;
-        const mpx_status st = parse_address(addr, len, address);
-        Fd segment;
-        return st != MPX_OK ? st : open_segment(address, segment);
-    }) == MPX_OK;
+               Address address;
+               const mpx_status st = parse_address(addr, len, address);
+               Fd segment;
+               return st != MPX_OK ? st : open_segment(address, segment);
+           }) == MPX_OK;
 }
 
 mpx_status ep_create(mpx_iface *base, const void *addr, size_t len, mpx_ep **out) {

@@ -59,7 +59,8 @@ bool parse_config(const char *json, Config &out, std::string &why) {
         std::string key, text;
         if (!in.string(key) || !in.take(':')) return bad("a key was expected");
         if (key == "address") {
-            if (!in.string(text) || inet_pton(AF_INET, text.c_str(), &out.ipv4) != 1) return bad("address '" + text + "' is no IPv4 address");
+            if (!in.string(text) || inet_pton(AF_INET, text.c_str(), &out.ipv4) != 1)
+                return bad("address '" + text + "' is no IPv4 address");
             if (out.ipv4 == INADDR_ANY) return bad("address 0.0.0.0: name one address, tcp does not listen on all");
         } else if (key == "ports") {
             if (!in.take('[') || !in.port(out.first_port) || !in.take(',') || !in.port(out.last_port) || !in.take(']'))

@@ -6,8 +6,8 @@
 namespace mpx::tcp {
 
 struct Config {
-    uint32_t ipv4 = 0;                      // network order; the one address to listen on
-    uint16_t first_port = 0, last_port = 0; // 0: the kernel chooses
+    uint32_t ipv4 = 0;                       // network order; the one address to listen on
+    uint16_t first_port = 0, last_port = 0;  // 0: the kernel chooses
 };
 
 // False with a one-line reason. Absent keys keep their defaults: 127.0.0.1, any port. Unknown keys are an error.

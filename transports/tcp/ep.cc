@@ -1,7 +1,7 @@
-// Eps and the operations on them. An ep is owned by the engine from ep_create to ep_destroy; its connection is opened by the first operation
-// of either side. Until it is up operations say NO_RESOURCE, after its end they return the error that on_error reported.
-#include <netinet/in.h>
+// Eps and the operations on them. An ep is owned by the engine from ep_create to ep_destroy; its connection is opened by the first
+// operation of either side. Until it is up operations say NO_RESOURCE, after its end they return the error that on_error reported.
 #include <linux/tcp.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -65,7 +65,8 @@ mpx_status am_zcopy(mpx_ep *e, uint8_t id, const void *hdr, size_t hdr_len, cons
     }
     Link *link = usable(self(e));
     if (!link) return not_up(self(e));
-    return link->send_zcopy({static_cast<uint32_t>(hdr_len + len), kAm, id, static_cast<uint16_t>(hdr_len), 0}, hdr, hdr_len, iov, cnt, comp);
+    return link->send_zcopy({static_cast<uint32_t>(hdr_len + len), kAm, id, static_cast<uint16_t>(hdr_len), 0}, hdr, hdr_len, iov, cnt,
+                            comp);
 }
 
 mpx_status put_zcopy(mpx_ep *, const mpx_iov *, size_t, uint64_t, mpx_rkey_h, mpx_completion *) noexcept { return MPX_ERR_UNSUPPORTED; }
@@ -123,8 +124,9 @@ int event_fd(mpx_iface *iface) noexcept { return static_cast<Iface *>(iface)->ep
 
 }  // namespace
 
-const mpx_iface_ops kOps = {sizeof(mpx_iface_ops), am_short, am_bcopy, am_zcopy,     put_zcopy, get_zcopy, atomic64,
-                            ep_fence,              ep_flush, progress, desc_release, event_arm, event_fd};
+const mpx_iface_ops kOps = {
+    sizeof(mpx_iface_ops), am_short,  am_bcopy, am_zcopy, put_zcopy, get_zcopy, atomic64, ep_fence, ep_flush, progress,
+    desc_release,          event_arm, event_fd};
 
 mpx_status ep_create(mpx_iface *i, const void *addr, size_t len, mpx_ep **out) {
     auto *iface = static_cast<Iface *>(i);

@@ -169,7 +169,8 @@ void Iface::tick() {
         const bool late = link->deadline && now >= link->deadline;
         if (link->state == Link::kUp) check_liveness(link);
         else if (link->state == Link::kConnecting && late)
-            fail(link->ep, MPX_ERR_UNREACHABLE, "cannot reach " + describe(link->ep->peer) + ": no answer in " + std::to_string(kConnectMs) + " ms");
+            fail(link->ep, MPX_ERR_UNREACHABLE,
+                 "cannot reach " + describe(link->ep->peer) + ": no answer in " + std::to_string(kConnectMs) + " ms");
         else if ((link->state == Link::kAwaitHello || link->state == Link::kAwaitProof || link->state == Link::kLinger) && late) bury(link);
     }
     for (auto &[id, ep] : eps)
@@ -217,7 +218,7 @@ void Iface::fail(Ep *ep, mpx_status st, std::string reason) {
     broken.push_back(ep);
 }
 
-void Iface::link_failed(Link *link, std::string reason) {
+void Iface::link_failed(Link *link, const std::string &reason) {
     Ep *ep = link->ep;
     fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " broke: " + reason);
     bury(link);
@@ -368,7 +369,8 @@ int iface_reachable(mpx_iface *self, const void *addr, size_t len) {
     auto loopback = [](const Address &a) { return (ntohl(a.ipv4) >> 24) == 127; };
     if (peer.form != kAddressForm || peer.port == 0 || peer.ipv4 == 0) set_why("tcp: an address of another form");
     else if (peer.id == own.id) set_why("tcp: " + describe(peer) + " is this process itself");
-    else if (loopback(peer) != loopback(own)) set_why("tcp: one of " + describe(own) + " and " + describe(peer) + " is loopback only; set PYMPX_TCP_INTERFACES");
+    else if (loopback(peer) != loopback(own))
+        set_why("tcp: one of " + describe(own) + " and " + describe(peer) + " is loopback only; set PYMPX_TCP_INTERFACES");
     else return 1;
     return 0;
 }

@@ -78,7 +78,8 @@ ssize_t Link::send_iov(const iovec *iov, size_t cnt) {
         if (errno == EAGAIN || errno == ENOBUFS) return 0;
         if (errno == EINTR) continue;
         // What the peer sent before it went is still to be read: progress does that, then reports.
-        if (!tx_broken && ep) iface->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " broke: " + strerror(errno));
+        if (!tx_broken && ep)
+            iface->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " broke: " + strerror(errno));
         tx_broken = true;
         return -1;
     }
@@ -391,29 +392,28 @@ bool Link::parse() {
 bool Link::dispatch(const Frame &f, uint8_t *at) {
     uint8_t *body = at + sizeof f;
     switch (f.kind) {
-    case kAmShort:
-    case kAm: {
-        if (f.am_id >= MPX_AM_ID_MAX || f.hdr_len > kMaxHdr || f.hdr_len > f.length || f.length - f.hdr_len > kMaxAm) return false;
-        const mpx_am_handler &h = iface->params.am[f.am_id];
-        if (!h.fn) return false;
-        if (f.kind == kAmShort) h.fn(h.arg, ep->user, at + offsetof(Frame, word), sizeof f.word, body, f.length, 0);
-        else h.fn(h.arg, ep->user, body, f.hdr_len, body + f.hdr_len, f.length - f.hdr_len, 0);
-        return true;
-    }
-    case kGetReq:
-        if (f.length != sizeof(GetRequest) || serves.size() >= kMaxGets) return false;
-        accept_request(f, body);
-        return true;
-    case kGetFail: {
-        if (f.length || gets.empty() || gets.front().id != f.word) return false;
-        mpx_completion *comp = gets.front().comp;
-        gets.pop_front();
-        ++gets_done;
-        complete(comp, MPX_ERR_INVALID);
-        return true;
-    }
-    default:
-        return false;
+        case kAmShort:
+        case kAm: {
+            if (f.am_id >= MPX_AM_ID_MAX || f.hdr_len > kMaxHdr || f.hdr_len > f.length || f.length - f.hdr_len > kMaxAm) return false;
+            const mpx_am_handler &h = iface->params.am[f.am_id];
+            if (!h.fn) return false;
+            if (f.kind == kAmShort) h.fn(h.arg, ep->user, at + offsetof(Frame, word), sizeof f.word, body, f.length, 0);
+            else h.fn(h.arg, ep->user, body, f.hdr_len, body + f.hdr_len, f.length - f.hdr_len, 0);
+            return true;
+        }
+        case kGetReq:
+            if (f.length != sizeof(GetRequest) || serves.size() >= kMaxGets) return false;
+            accept_request(f, body);
+            return true;
+        case kGetFail: {
+            if (f.length || gets.empty() || gets.front().id != f.word) return false;
+            mpx_completion *comp = gets.front().comp;
+            gets.pop_front();
+            ++gets_done;
+            complete(comp, MPX_ERR_INVALID);
+            return true;
+        }
+        default: return false;
     }
 }
 

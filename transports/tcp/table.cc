@@ -26,11 +26,33 @@ mpx_status ep_connect(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORT
 mpx_status ep_repair(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
 
 constexpr mpx_transport kTable = {
-    MPX_ABI_VERSION, sizeof(mpx_transport), "tcp", why,
-    Guard<domain_open>::call, domain_close, Guard<mem_alloc>::call, mem_free, Guard<mem_reg>::call, Guard<mem_dereg>::call,
-    Guard<rkey_pack>::call, Guard<rkey_unpack>::call, rkey_ptr, rkey_release,
-    Guard<iface_open>::call, iface_close, Guard<iface_query>::call, Guard<iface_address>::call, iface_reachable,
-    Guard<ep_create>::call, ep_address, ep_connect, ep_fence_off, ep_repair, Guard<ep_check>::call, ep_destroy, iface_bytes,
+    MPX_ABI_VERSION,
+    sizeof(mpx_transport),
+    "tcp",
+    why,
+    Guard<domain_open>::call,
+    domain_close,
+    Guard<mem_alloc>::call,
+    mem_free,
+    Guard<mem_reg>::call,
+    Guard<mem_dereg>::call,
+    Guard<rkey_pack>::call,
+    Guard<rkey_unpack>::call,
+    rkey_ptr,
+    rkey_release,
+    Guard<iface_open>::call,
+    iface_close,
+    Guard<iface_query>::call,
+    Guard<iface_address>::call,
+    iface_reachable,
+    Guard<ep_create>::call,
+    ep_address,
+    ep_connect,
+    ep_fence_off,
+    ep_repair,
+    Guard<ep_check>::call,
+    ep_destroy,
+    iface_bytes,
 };
 
 }  // namespace

@@ -22,15 +22,15 @@ namespace mpx::tcp {
 
 inline constexpr size_t kOutCapacity = 256 * 1024;  // bytes accepted beyond what the kernel took, per link
 inline constexpr size_t kInCapacity = 256 * 1024;
-inline constexpr size_t kWriteBudget = 1024 * 1024; // per link and progress, so that input is read in between
-inline constexpr size_t kMaxHalfOpen = 128;         // accepted, not yet authenticated; more wait in the kernel's backlog
-inline constexpr int64_t kStrangerMs = 5000;        // for an accepted connection to authenticate
-inline constexpr int64_t kConnectMs = 5000;         // for the kernel to connect
-inline constexpr int64_t kBusyMs = 20000;           // a peer that says kBusy is asked again that long
+inline constexpr size_t kWriteBudget = 1024 * 1024;  // per link and progress, so that input is read in between
+inline constexpr size_t kMaxHalfOpen = 128;          // accepted, not yet authenticated; more wait in the kernel's backlog
+inline constexpr int64_t kStrangerMs = 5000;         // for an accepted connection to authenticate
+inline constexpr int64_t kConnectMs = 5000;          // for the kernel to connect
+inline constexpr int64_t kBusyMs = 20000;            // a peer that says kBusy is asked again that long
 inline constexpr int64_t kRetryMs = 20;
-inline constexpr int64_t kLingerMs = 10000;         // a destroyed ep's connection waits that long for the peer's EOF
-inline constexpr int64_t kCloseMs = 250;            // iface_close waits that long for acknowledgements
-inline constexpr int kMaxLateEof = 5;               // connections that ended inside the handshake before the peer counts as unreachable
+inline constexpr int64_t kLingerMs = 10000;  // a destroyed ep's connection waits that long for the peer's EOF
+inline constexpr int64_t kCloseMs = 250;     // iface_close waits that long for acknowledgements
+inline constexpr int kMaxLateEof = 5;        // connections that ended inside the handshake before the peer counts as unreachable
 
 struct Iface;
 struct Link;
@@ -93,11 +93,11 @@ struct Flush {
 struct Ep : mpx_ep {
     Iface *owner = nullptr;
     Address peer{};
-    Link *link = nullptr;           // in handshake (initiated by us) or up
-    Link *live = nullptr;           // == link once it is up
+    Link *link = nullptr;  // in handshake (initiated by us) or up
+    Link *live = nullptr;  // == link once it is up
     mpx_status failed = MPX_OK;
     std::string reason;
-    int64_t retry_at = 0;           // when to connect again; 0: not waiting
+    int64_t retry_at = 0;  // when to connect again; 0: not waiting
     int64_t busy_since = 0;
     int late_eofs = 0;
 };
@@ -114,15 +114,15 @@ struct Link {
     Ep *ep = nullptr;
     int fd;
     State state;
-    uint32_t armed = 0;        // epoll events asked for
-    int64_t deadline = 0;      // handshake or linger
+    uint32_t armed = 0;    // epoll events asked for
+    int64_t deadline = 0;  // handshake or linger
 
     // handshake.cc
     uint8_t hs[kMaxHandshake];
     size_t hs_have = 0;
-    Hello hello{};             // the connector's
-    Nonce nonce{};             // the acceptor's
-    void handshake();          // as far as it goes without blocking
+    Hello hello{};     // the connector's
+    Nonce nonce{};     // the acceptor's
+    void handshake();  // as far as it goes without blocking
     bool read_exactly(size_t n);
     bool send_all(const void *p, size_t n);
     void go_up(Ep *ep);
@@ -136,7 +136,7 @@ struct Link {
     std::deque<Get> gets;
     uint64_t gets_posted = 0, gets_done = 0;
     unsigned read_in();
-    bool parse();              // false: the peer violates the protocol
+    bool parse();  // false: the peer violates the protocol
     bool dispatch(const Frame &f, uint8_t *body);
     void end_piece();
     void accept_request(const Frame &f, const uint8_t *body);
@@ -154,21 +154,21 @@ struct Link {
     std::vector<uint8_t> spill;  // what a withdrawn buffer still owed to the frame that was begun
     std::deque<Serve> serves;
     uint64_t sent = 0;
-    bool yield = false;          // an operation was refused: let it in before the next piece
+    bool yield = false;  // an operation was refused: let it in before the next piece
     bool tx_broken = false;
-    bool fenced = false;         // nothing more is read
+    bool fenced = false;             // nothing more is read
     bool shut = false, eof = false;  // lingering: we said, the peer said all
     std::deque<Flush> flushes;
     bool idle_out() const { return head_at == head_cnt && out_begin == out_end; }
     size_t pending_out() const;
-    bool room(size_t n);         // in the buffer for n more bytes, compacting it
+    bool room(size_t n);  // in the buffer for n more bytes, compacting it
     void append(const void *p, size_t n);
     mpx_status send_frame(const Frame &f, const void *a, size_t a_len, const void *b, size_t b_len);
     mpx_status send_zcopy(const Frame &f, const void *hdr, size_t hdr_len, const mpx_iov *iov, size_t cnt, mpx_completion *comp);
     unsigned write_out();
     bool start_piece();
     void spill_head();
-    void withdraw(mpx_memh *mem);  // mem is deregistered: stop reading it
+    void withdraw(mpx_memh *mem);                    // mem is deregistered: stop reading it
     ssize_t send_iov(const iovec *iov, size_t cnt);  // what the kernel took; 0 when full; -1 broken
     void arm(uint32_t events);
     unsigned check_flush();
@@ -188,12 +188,12 @@ struct Iface : mpx_iface {
     std::map<Id, Ep *> eps;
     std::vector<std::unique_ptr<Link>> links, graveyard;
     std::vector<Link *> flushing;
-    std::vector<Ep *> broken;      // on_error is due
+    std::vector<Ep *> broken;  // on_error is due
     size_t half_open = 0, writers = 0;
-    Link *hot = nullptr;           // read without asking epoll
+    Link *hot = nullptr;  // read without asking epoll
     unsigned idle_spins = 0, busy_spins = 0;
     bool force_poll = false;
-    int64_t period_ms = 0;         // of the timer; 0: off
+    int64_t period_ms = 0;  // of the timer; 0: off
     uint64_t bytes_sent = 0, bytes_received = 0;
 
     bool open();
@@ -208,14 +208,14 @@ struct Iface : mpx_iface {
     void accept_new();
     bool connect(Ep *ep);
     void verdict(Link *link);
-    void lost_handshake(Link *link, const char *reason);   // of ours: try again or give up
+    void lost_handshake(Link *link, const char *reason);  // of ours: try again or give up
     void retry(Ep *ep);
 
-    void bury(Link *link);                                  // close the socket; freed when progress returns
-    void linger(Link *link);                                // of a destroyed ep
+    void bury(Link *link);    // close the socket; freed when progress returns
+    void linger(Link *link);  // of a destroyed ep
     void linger_step(Link *link);
-    void link_failed(Link *link, std::string reason);       // inside progress: the end of an up link
-    void fail(Ep *ep, mpx_status st, std::string reason);   // marks; on_error follows in progress
+    void link_failed(Link *link, const std::string &reason);  // inside progress: the end of an up link
+    void fail(Ep *ep, mpx_status st, std::string reason);     // marks; on_error follows in progress
     unsigned report_broken();
     void check_liveness(Link *link);
 };

@@ -10,16 +10,16 @@ namespace mpx::tcp {
 
 static_assert(std::endian::native == std::endian::little, "the wire format is the memory format of a little-endian machine");
 
-using Id = std::array<uint8_t, 16>;     // of an iface, random
+using Id = std::array<uint8_t, 16>;  // of an iface, random
 using Nonce = std::array<uint8_t, 32>;
-using Mac = std::array<uint8_t, 32>;    // HMAC-SHA256
+using Mac = std::array<uint8_t, 32>;  // HMAC-SHA256
 
 inline constexpr uint16_t kAddressForm = 0x0401;  // version 1, IPv4
 inline constexpr size_t kMaxAm = 65536 + 256;     // payload of one AM: 64 KiB and room for an upper layer's header
 inline constexpr size_t kMaxHdr = 128;            // header of am_zcopy
 inline constexpr size_t kMaxIov = 16;
-inline constexpr size_t kMaxGets = 64;            // outstanding per peer; one more from the wire is a violation
-inline constexpr size_t kPiece = 256 * 1024;      // of a get: an AM waits behind at most one
+inline constexpr size_t kMaxGets = 64;        // outstanding per peer; one more from the wire is a violation
+inline constexpr size_t kPiece = 256 * 1024;  // of a get: an AM waits behind at most one
 
 // An iface's address, 24 bytes, also what on_incoming receives.
 struct Address {
@@ -30,7 +30,7 @@ struct Address {
 static_assert(sizeof(Address) == 24);
 
 // connector -> acceptor: Hello; back: Challenge; then Proof; back: Verdict. Only then frames.
-inline constexpr uint64_t kHelloMagic = 0x3170637478706d01;      // "\1mpxtcp1"
+inline constexpr uint64_t kHelloMagic = 0x3170637478706d01;  // "\1mpxtcp1"
 inline constexpr uint64_t kChallengeMagic = 0x3170637478706d02;
 struct Hello {
     uint64_t magic;

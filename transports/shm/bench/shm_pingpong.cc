@@ -56,7 +56,8 @@ template <class F> double best_ns(bool first, int rounds, int per_round, F &&rou
     for (int run = 0; run < kRuns; ++run) {
         const auto start = std::chrono::steady_clock::now();
         for (int i = 0; i < rounds; ++i) round(first);
-        best = std::min(best, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / rounds / per_round);
+        best =
+            std::min(best, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / rounds / per_round);
     }
     return best;
 }
@@ -121,7 +122,8 @@ int main(int argc, char **argv) {
     auto floor_round = [&](bool starts) {
         ++turn;
         if (starts) flags->ping.store(turn, std::memory_order_release);
-        while ((starts ? flags->back : flags->ping).load(std::memory_order_acquire) != turn) {}
+        while ((starts ? flags->back : flags->ping).load(std::memory_order_acquire) != turn) {
+        }
         if (!starts) flags->back.store(turn, std::memory_order_release);
     };
     const double floor_before = best_ns(first, 2000, 2, floor_round);
@@ -131,11 +133,14 @@ int main(int argc, char **argv) {
         if (!starts) send_short();
     });
     const double floor_ns = std::min(floor_before, best_ns(first, 2000, 2, floor_round));
-    if (first) printf("%-44s %8.0f ns\n%-44s %8.0f ns  %.2f x floor\n", "flag, one way (the floor)", floor_ns, "am_short 8 B", small, small / floor_ns);
+    if (first)
+        printf("%-44s %8.0f ns\n%-44s %8.0f ns  %.2f x floor\n", "flag, one way (the floor)", floor_ns, "am_short 8 B", small,
+               small / floor_ns);
 
     const double window = best_ns(first, 200, 64, [&](bool starts) {
         if (!starts) wait_messages(64);
-        else for (int i = 0; i < 64; ++i) send_short();
+        else
+            for (int i = 0; i < 64; ++i) send_short();
         if (starts) wait_messages(1);
         else send_short();
     });
@@ -148,7 +153,9 @@ int main(int argc, char **argv) {
                 wait_messages(total / piece);
                 if (!starts) send_pieces(total, piece);
             });
-            if (first) printf("%4zu KiB by am_bcopy, pieces of %2zu KiB %*s %8.1f us  %.1f GB/s\n", total >> 10, piece >> 10, 6, "", ns / 1e3, double(total) / ns);
+            if (first)
+                printf("%4zu KiB by am_bcopy, pieces of %2zu KiB %*s %8.1f us  %.1f GB/s\n", total >> 10, piece >> 10, 6, "", ns / 1e3,
+                       double(total) / ns);
         }
     }
 
