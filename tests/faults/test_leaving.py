@@ -6,7 +6,6 @@ import signal
 import time
 
 import pytest
-
 from fault_support import Ranks
 
 CALLS = {
