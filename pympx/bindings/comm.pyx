@@ -13,7 +13,7 @@ from .datatype cimport Datatype
 from .engine cimport Binding, Error, Schedule, SendMode, Wait
 from .engine cimport Request as EngineRequest
 from .engine cimport Status as EngineStatus
-from .errors cimport ERR_ARG, ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_RANK, ERR_ROOT, ERR_TAG, fail, fail_status
+from .errors cimport ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_RANK, ERR_ROOT, ERR_TAG, fail, fail_status
 from .op cimport Reduction, reduction_of
 from .pickling cimport Chunk, dumps, loads, own
 from .request cimport ACTIVE, NOBODY, Request, new_request, orphan

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = os.path.dirname(__file__)
 
     def job(item: pytest.Item) -> tuple[str, int, str]:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        params: dict[str, Any] = dict(item.callspec.params) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         return str(item.path), int(params.get("_pympx_ranks", 0)), str(params.get("_pympx_transport", ""))
 
     mine = iter(sorted((item for item in items if str(item.path).startswith(folder)), key=job))

@@ -112,6 +112,7 @@ def test_v_collectives(comm: Any, rng: Any) -> None:
         counts, displacements, total = layout(rng, size)
         data = contributions(rng, size, counts, dtype)
         in_place = bool(rng.random() < 0.4)
+        code = np.dtype(dtype).char
         expected = np.full(total, 77).astype(dtype)
         for c, d, block in zip(counts, displacements, data, strict=True):
             expected[d : d + c] = block
@@ -120,17 +121,17 @@ def test_v_collectives(comm: Any, rng: Any) -> None:
         kept = in_place and rank == root
         if kept:
             got[displacements[rank] : displacements[rank] + counts[rank]] = data[rank]
-        comm.Gatherv(MPI.IN_PLACE if kept else data[rank], [got, counts, displacements, np.dtype(dtype).char] if rank == root else None, root)
+        comm.Gatherv(MPI.IN_PLACE if kept else data[rank], [got, counts, displacements, code] if rank == root else None, root)
         assert rank != root or np.array_equal(got, expected), ("Gatherv", counts, displacements, root, in_place)
 
         part = np.zeros(counts[rank], dtype)
-        comm.Scatterv([expected, (counts, displacements), np.dtype(dtype).char] if rank == root else None, MPI.IN_PLACE if kept else part, root)
+        comm.Scatterv([expected, (counts, displacements), code] if rank == root else None, MPI.IN_PLACE if kept else part, root)
         assert kept or np.array_equal(part, data[rank]), ("Scatterv", counts, displacements, root, in_place)
 
         got = np.full(total, 77).astype(dtype)
         if in_place:
             got[displacements[rank] : displacements[rank] + counts[rank]] = data[rank]
-        comm.Allgatherv(MPI.IN_PLACE if in_place else data[rank], [got, counts, displacements, np.dtype(dtype).char])
+        comm.Allgatherv(MPI.IN_PLACE if in_place else data[rank], [got, counts, displacements, code])
         assert np.array_equal(got, expected), ("Allgatherv", counts, displacements, in_place)
 
         table = rng.integers(0, 2 ** int(rng.integers(1, 14)), (size, size))  # [from][to]
@@ -142,7 +143,6 @@ def test_v_collectives(comm: Any, rng: Any) -> None:
         expected = got.copy()
         for i in range(size):
             expected[receive_displacements[i] : receive_displacements[i] + receive_counts[i]] = matrix[i][rank]
-        code = np.dtype(dtype).char
         comm.Alltoallv(
             [np.concatenate(matrix[rank]), [int(c) for c in table[rank]], None, code], [got, receive_counts, receive_displacements, code]
         )

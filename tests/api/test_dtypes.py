@@ -54,8 +54,11 @@ def test_send_and_reduce(comm: Any, code: str) -> None:
             assert np.array_equal(result, expected), op
 
 
+LOCATED = [("FLOAT_INT", "f"), ("DOUBLE_INT", "d"), ("LONG_INT", "l"), ("TWOINT", "i"), ("SHORT_INT", "h")]
+
+
 @pytest.mark.ranks([1, 2, 3, 4])
-@pytest.mark.parametrize(("name", "code"), [("FLOAT_INT", "f"), ("DOUBLE_INT", "d"), ("LONG_INT", "l"), ("TWOINT", "i"), ("SHORT_INT", "h")])
+@pytest.mark.parametrize(("name", "code"), LOCATED)
 def test_locations(comm: Any, name: str, code: str) -> None:
     pair = np.dtype([("value", code), ("place", "i")], align=True)
     datatype = getattr(MPI, name)
@@ -78,7 +81,8 @@ def test_other_dtypes_arrive_as_they_are(comm: Any, dtype: Any) -> None:
     """By Send where the buffer protocol has them, always by send."""
     array = np.frombuffer(np.random.default_rng(1).integers(32, 96, 1000, dtype=np.uint8).tobytes(), np.uint8)
     size = np.dtype(dtype).itemsize
-    data = np.frombuffer(array[: 10 * size].tobytes(), np.uint8).view(dtype) if not str(dtype).startswith("U") else np.array(["abc"] * 10, dtype)
+    text = str(dtype).startswith("U")
+    data = np.array(["abc"] * 10, dtype) if text else np.frombuffer(array[: 10 * size].tobytes(), np.uint8).view(dtype)
     if comm.rank == 0:
         comm.send(data, 1)
         comm.Send([data.view(np.uint8), MPI.BYTE], 1)

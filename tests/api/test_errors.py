@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ LOCAL: dict[str, tuple[Callable[[Any], Any], type, int | None, list[str]]] = {
     "free the world": (lambda c: c.Free(), E, MPI.ERR_COMM, ["MPI_COMM_WORLD"]),
     "bsend without a buffer": (lambda c: c.Bsend(b"12345", 0), E, MPI.ERR_BUFFER, ["5 bytes"]),
     "status of the wrong type": (lambda c: c.Recv(bytearray(1), MPI.PROC_NULL, 0, "status"), TypeError, None, ["str"]),
-    "request of the wrong type": (lambda c: MPI.Request.Waitall([1]), TypeError, None, ["int"]),
+    "request of the wrong type": (lambda c: MPI.Request.Waitall(cast("Any", [1])), TypeError, None, ["int"]),
     "cancel nothing": (lambda c: MPI.REQUEST_NULL.Cancel(), E, MPI.ERR_REQUEST, ["REQUEST_NULL"]),
     "negative color": (lambda c: c.Split(-5), E, MPI.ERR_ARG, ["-5"]),
     "an object that cannot be pickled": (lambda c: c.send(lambda: 0, 0), (AttributeError, TypeError, Exception), None, []),  # type: ignore[dict-item]
@@ -99,6 +99,7 @@ def test_bad_arguments(comm: Any, name: str, capfd: Any) -> None:
         with pytest.raises(kind) as caught:
             call(comm)
         if error_class is not None:
+            assert isinstance(caught.value, MPI.Exception)
             assert caught.value.Get_error_class() == error_class, caught.value
         for word in words:
             expected = word.format(size=comm.size, size_and_3=comm.size + 3, any_source=MPI.ANY_SOURCE)

@@ -118,9 +118,12 @@ import numpy as np
 from pympx import MPI
 comm = MPI.COMM_WORLD
 calls = {
-    "Recv": lambda: comm.Recv(np.zeros(1), 1 - comm.rank, 5), "recv": lambda: comm.recv(source=MPI.ANY_SOURCE, tag=5),
-    "Probe": lambda: comm.Probe(1 - comm.rank, 5), "Wait": lambda: comm.Irecv(np.zeros(1), 1 - comm.rank, 5).Wait(),
-    "Waitany": lambda: MPI.Request.Waitany([comm.Irecv(np.zeros(1), 1 - comm.rank, 6)]), "Ssend": lambda: comm.Ssend(b"x", 1 - comm.rank, 9),
+    "Recv": lambda: comm.Recv(np.zeros(1), 1 - comm.rank, 5),
+    "recv": lambda: comm.recv(source=MPI.ANY_SOURCE, tag=5),
+    "Probe": lambda: comm.Probe(1 - comm.rank, 5),
+    "Wait": lambda: comm.Irecv(np.zeros(1), 1 - comm.rank, 5).Wait(),
+    "Waitany": lambda: MPI.Request.Waitany([comm.Irecv(np.zeros(1), 1 - comm.rank, 6)]),
+    "Ssend": lambda: comm.Ssend(b"x", 1 - comm.rank, 9),
 }
 for name, call in calls.items():
     start = time.monotonic()

@@ -74,8 +74,8 @@ def run(tmp_path: Path, launcher: str, transport: str | None, n: int = 3) -> sub
     if transport is not None:
         env["PYMPX_TRANSPORT"] = transport
     return subprocess.run(
-        launcher_command([sys.executable, "-P", str(program)], n, launcher), env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        stdin=subprocess.DEVNULL, check=False,
+        launcher_command([sys.executable, "-P", str(program)], n, launcher),
+        env=env, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -107,7 +107,11 @@ def test_a_transport_that_cannot_serve_ends_the_run(tmp_path: Path, launcher: st
     assert len(ours) <= 3 and all(line.startswith("pympx: ") for line in ours), done.stderr  # one line per rank
 
 
-HOT = ["Send", "Recv", "Isend", "Irecv", "Ssend", "Issend", "Rsend", "Irsend", "Bsend", "Sendrecv", "Sendrecv_replace", "Probe", "Iprobe", "send", "recv", "isend", "irecv", "sendrecv", "Barrier", "Bcast", "Reduce", "Allreduce", "Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Get_rank", "Get_size"]
+HOT = [
+    "Send", "Recv", "Isend", "Irecv", "Ssend", "Issend", "Rsend", "Irsend", "Bsend", "Sendrecv", "Sendrecv_replace", "Probe",
+    "Iprobe", "send", "recv", "isend", "irecv", "sendrecv", "Barrier", "Bcast", "Reduce", "Allreduce", "Gather", "Gatherv",
+    "Scatter", "Scatterv", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Get_rank", "Get_size",
+]  # fmt: skip
 HOT_REQUEST = ["Wait", "Test", "wait", "test", "Cancel"]
 
 

@@ -6,6 +6,6 @@ import pytest
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "transport" in metafunc.fixturenames and not any("transport" in str(m.args[:1]) for m in metafunc.definition.iter_markers("parametrize")):
+    if "transport" in metafunc.fixturenames:
         chosen = [name for name in metafunc.config.getoption("transports").split(",") if name]
         metafunc.parametrize("transport", chosen or ["shm", "tcp"])
