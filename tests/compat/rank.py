@@ -18,7 +18,7 @@ sys.path.insert(0, directory)
 for absent in ("cupy", "numba"):  # as mpi4py's own runner has it without --cupy, --numba
     sys.modules[absent] = None  # type: ignore[assignment]
 
-from mpi4py import MPI
+from mpi4py import MPI  # noqa: E402
 
 
 class Recorder(unittest.TestResult):

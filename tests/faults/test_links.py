@@ -116,7 +116,7 @@ def test_strangers_do_no_harm() -> None:
 
         def bother(kind: int) -> None:
             nonlocal reached
-            kept = []
+            kept: list[socket.socket] = []
             while not over.is_set() and len(kept) < 200:
                 for place in places:
                     try:
