@@ -100,7 +100,7 @@ class Rank:
         self.due[stream] = number + 1
         assert self.lengths.pop((source, comm, tag, number)) == length, what
         at = self.plan.place(source, comm, tag, number)
-        assert memoryview(data[HEAD:n]) == memoryview(self.plan.block[at : at + length]), f"{what}: damaged"
+        assert memoryview(data[HEAD:n]) == self.plan.block[at : at + length].data, f"{what}: damaged"
         self.counts["received"] += 1
         self.counts["received_bytes"] += length
 
