@@ -24,6 +24,12 @@ def run(pytester: pytest.Pytester, text: str, *options: str) -> pytest.RunResult
     return pytester.runpytest_subprocess(*LOAD, *options, timeout=300)
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_desk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest writes longer summaries where CI is set."""
+    monkeypatch.delenv("CI", raising=False)
+
+
 def test_every_rank_runs_the_test(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
