@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
+import termios
+import time
+from array import array
 from typing import NoReturn
 
 
@@ -21,6 +25,24 @@ def flush_output(message: str) -> None:
     if message:
         with contextlib.suppress(OSError):
             os.write(2, message.replace("\n", " ").encode("utf-8", "replace") + b"\n")
+
+
+def wait_until_read(seconds: float) -> None:
+    """Wait until stdout and stderr, where they are pipes, were read by the other end, at most `seconds`.
+
+    Launchers drop what is still in a rank's pipes when a rank aborts the job.
+    """
+    end = time.monotonic() + seconds
+    unread = array("i", [0])
+    for fd in (1, 2):
+        with contextlib.suppress(OSError):
+            while time.monotonic() < end:
+                fcntl.ioctl(fd, termios.FIONREAD, unread)
+                if not unread[0]:
+                    break
+                time.sleep(0.001)
+    # Read is not yet shown: the launcher's process on this host hands it on.
+    time.sleep(min(0.05, seconds))
 
 
 def leave(code: int, message: str, owner_pid: int) -> NoReturn:

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from . import pmi1_wire as wire
 from .base import Bootstrap, BootstrapError
-from .ending import exit_code, flush_output, leave
+from .ending import exit_code, flush_output, leave, wait_until_read
 from .environment import number, place, socket_inode
 
 #: Seconds that a launcher has for the first answers; it gives them without waiting for any other rank.
@@ -218,6 +218,7 @@ class Pmi1(Bootstrap):
     def abort(self, code: int, message: str = "") -> NoReturn:
         if os.getpid() == self._pid and self._fd >= 0:
             flush_output(message)
+            wait_until_read(0.5)
             message = ""
             with contextlib.suppress(BootstrapError):
                 self._send(f"cmd=abort exitcode={exit_code(code)}\n")
