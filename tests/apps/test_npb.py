@@ -26,11 +26,12 @@ def test_payload(launch: Launcher, benchmark_name: str, ranks: int, transport: s
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("benchmark_name", BENCHMARKS)
-def test_class_w(launch: Launcher, benchmark_name: str, transport: str) -> None:
-    run = launch(3, NPB, benchmark_name, "--class", "W", transport=transport)
-    check_verified(run, 3)
-    check_traffic(run, 3, transport)
+def test_class_w(launch: Launcher, benchmark_name: str, ranks: int, transport: str) -> None:
+    run = launch(ranks, NPB, benchmark_name, "--class", "W", transport=transport)
+    check_verified(run, ranks)
+    check_traffic(run, ranks, transport)
 
 
 @pytest.mark.parametrize("benchmark_name", BENCHMARKS)
