@@ -56,9 +56,7 @@ TEST_CASE("a send ends once when its peer fails, wherever it stands") {
         std::string got(3000, '\0');
         world[1].irecv(0, 0, 0, got.data(), got.size(), false);
         int fragments = 0;
-        world.fabric.answer = [&](const script::Call &c) {
-            return c.id == kAmData && ++fragments > 2 ? MPX_ERR_NO_RESOURCE : MPX_OK;
-        };
+        world.fabric.answer = [&](const script::Call &c) { return c.id == kAmData && ++fragments > 2 ? MPX_ERR_NO_RESOURCE : MPX_OK; };
         Request *s = world[0].isend(0, 1, 0, data.data(), 3000, SendMode::kStandard);
         world.pump();
         fail(world, s, Stage::kStreaming);
@@ -121,9 +119,7 @@ TEST_CASE("a receive ends once when its peer fails, wherever it stands") {
             a.caps &= ~uint64_t{MPX_CAP_AM_ZCOPY};
         });
         int fragments = 0;
-        world.fabric.answer = [&](const script::Call &c) {
-            return c.id == kAmData && ++fragments > 2 ? MPX_ERR_NO_RESOURCE : MPX_OK;
-        };
+        world.fabric.answer = [&](const script::Call &c) { return c.id == kAmData && ++fragments > 2 ? MPX_ERR_NO_RESOURCE : MPX_OK; };
         Request *r = world[1].irecv(0, 0, 0, got.data(), got.size(), false);
         world[0].isend(0, 1, 0, data.data(), data.size(), SendMode::kStandard);
         world.pump();
@@ -261,7 +257,7 @@ TEST_CASE("closing ends every request, and frees what was registered") {
         world[0].isend(0, 1, 4, data.data(), data.size(), SendMode::kStandard);
         world[0].progress();
         world.fabric.answer = [](const script::Call &) { return MPX_ERR_NO_RESOURCE; };
-        requests.push_back(world[1].irecv(0, 0, 4, got[3].data(), got[3].size(), false));  // queued where it gets
+        requests.push_back(world[1].irecv(0, 0, 4, got[3].data(), got[3].size(), false));            // queued where it gets
         requests.push_back(world[1].isend(0, 0, 5, data.data(), data.size(), SendMode::kStandard));  // queued
         requests.push_back(world[1].isend(0, 0, 6, data.data(), 8, SendMode::kSync));                // queued
         world.progress();
@@ -291,10 +287,7 @@ TEST_CASE("closing ends every request, and frees what was registered") {
 namespace {
 
 std::string word(uint64_t w) { return {reinterpret_cast<const char *>(&w), sizeof w}; }
-template <class T>
-std::string raw(const T &t) {
-    return {reinterpret_cast<const char *>(&t), sizeof t};
-}
+template <class T> std::string raw(const T &t) { return {reinterpret_cast<const char *>(&t), sizeof t}; }
 
 // Rank 0 hears `p` from rank 1; rank 1 is failed by it, and rank 2 is still served.
 void check_refused(script::Packet p, const std::function<void(ScriptedWorld &)> &prepare = nullptr) {
@@ -379,7 +372,8 @@ TEST_CASE("ids of requests that belong to another, or stand elsewhere, are refus
 }
 
 TEST_CASE("fragments out of place are refused") {
-    for (const auto &[offset, length] : {std::pair<uint64_t, size_t>{1, 10}, {3000, 1}, {0, 3001}, {UINT64_MAX, 1}, {2999, 2}, {UINT64_MAX - 5, 10}}) {
+    for (const auto &[offset, length] :
+         {std::pair<uint64_t, size_t>{1, 10}, {3000, 1}, {0, 3001}, {UINT64_MAX, 1}, {2999, 2}, {UINT64_MAX - 5, 10}}) {
         CAPTURE(offset);
         ScriptedWorld world(2, no_get);
         std::string got(3000, '\0');
@@ -428,7 +422,8 @@ TEST_CASE("10^5 random messages crash nothing") {
             requests.clear();
             buffers.clear();
             worlds++;
-            world = std::make_unique<ScriptedWorld>(2, draw(2) ? no_get : +[](mpx_iface_attr &) {});
+            world = std::make_unique<ScriptedWorld>(
+                2, draw(2) ? no_get : +[](mpx_iface_attr &) {});
             world->fabric.asynchronous = draw(2);
         }
         Engine &e = (*world)[0];
@@ -436,8 +431,8 @@ TEST_CASE("10^5 random messages crash nothing") {
             const uint64_t size = draw(2) ? draw(100) : draw(3000);
             if (draw(2)) {
                 buffers.push_back(std::make_unique<std::string>(size, '\0'));
-                requests.push_back(e.irecv(static_cast<uint32_t>(draw(2)), draw(2) ? 1 : kAnySource, draw(2) ? kAnyTag : static_cast<int32_t>(draw(3)),
-                                           buffers.back()->data(), size, draw(3) == 0));
+                requests.push_back(e.irecv(static_cast<uint32_t>(draw(2)), draw(2) ? 1 : kAnySource,
+                                           draw(2) ? kAnyTag : static_cast<int32_t>(draw(3)), buffers.back()->data(), size, draw(3) == 0));
             } else {
                 requests.push_back(e.isend(0, 1, 1, data.data(), size, draw(2) ? SendMode::kSync : SendMode::kStandard));
             }
@@ -447,7 +442,8 @@ TEST_CASE("10^5 random messages crash nothing") {
             return draw(2) ? random() : draw(5) << 32 | draw(5);
         };
         const auto number = [&]() -> uint64_t { return draw(4) == 0 ? random() : draw(3001); };
-        const uint64_t match = match_word(static_cast<uint32_t>(draw(2000) ? draw(2) : draw(kMaxContext + 1)), static_cast<int32_t>(draw(3)));
+        const uint64_t match =
+            match_word(static_cast<uint32_t>(draw(2000) ? draw(2) : draw(kMaxContext + 1)), static_cast<int32_t>(draw(3)));
         script::Packet p{1, 0, static_cast<uint8_t>(draw(10) ? 1 + draw(8) : draw(MPX_AM_ID_MAX)), "", ""};
         switch (p.id) {
             case kAmEager: (draw(2) ? p.header : p.data) = word(match); break;

@@ -2,8 +2,8 @@
 #include <map>
 #include <stdexcept>
 
-#include "engine_world.h"
 #include "engine/reduce.h"
+#include "engine_world.h"
 
 using namespace mpx;
 using namespace mpx::test;
@@ -19,8 +19,8 @@ struct V {
 std::vector<int64_t> encode(const std::vector<V> &vertices, int64_t temporary) {
     std::vector<int64_t> edges, words;
     for (const V &v : vertices) {
-        words.insert(words.end(), {v.kind, v.peer, v.slot, v.source_buffer, v.source_offset, v.destination_buffer, v.destination_offset, v.bytes,
-                                   static_cast<int64_t>(edges.size()), static_cast<int64_t>(v.after.size())});
+        words.insert(words.end(), {v.kind, v.peer, v.slot, v.source_buffer, v.source_offset, v.destination_buffer, v.destination_offset,
+                                   v.bytes, static_cast<int64_t>(edges.size()), static_cast<int64_t>(v.after.size())});
         edges.insert(edges.end(), v.after.begin(), v.after.end());
     }
     words.insert(words.begin(), {static_cast<int64_t>(vertices.size()), temporary, static_cast<int64_t>(edges.size())});
@@ -62,7 +62,8 @@ TEST_CASE("decode refuses what is no schedule") {
         return words;
     };
     CHECK_THROWS_AS(decode({}), std::invalid_argument);
-    for (size_t n = 0; n < good.size(); n++) CHECK_THROWS_AS(decode({good.begin(), good.begin() + static_cast<long>(n)}), std::invalid_argument);
+    for (size_t n = 0; n < good.size(); n++)
+        CHECK_THROWS_AS(decode({good.begin(), good.begin() + static_cast<long>(n)}), std::invalid_argument);
     for (const int64_t count : {int64_t{-1}, int64_t{5}, INT64_MAX, INT64_MIN, int64_t{1844674407370955162}}) {
         CHECK_THROWS_AS(decode(with(0, count)), std::invalid_argument);
         CHECK_THROWS_AS(decode(with(2, count)), std::invalid_argument);
@@ -70,7 +71,7 @@ TEST_CASE("decode refuses what is no schedule") {
     CHECK_THROWS_AS(decode({1844674407370955162, 0, 0, 1, 2, 3, 4}), std::invalid_argument);  // times ten wraps to 4
     CHECK_THROWS_AS(decode(with(1, -1)), std::invalid_argument);
     const size_t first = 3, receive = 13, reduce = 33;
-    CHECK_THROWS_AS(decode(with(first, 4)), std::invalid_argument);       // kind
+    CHECK_THROWS_AS(decode(with(first, 4)), std::invalid_argument);  // kind
     CHECK_THROWS_AS(decode(with(first, -1)), std::invalid_argument);
     CHECK_THROWS_AS(decode(with(first + 1, -1)), std::invalid_argument);  // peer of a send
     CHECK_THROWS_AS(decode(with(first + 1, int64_t{1} << 32)), std::invalid_argument);
@@ -111,7 +112,8 @@ TEST_CASE("decode takes random words for a schedule, or refuses them, and does n
 
 TEST_CASE("an exchange with temporary memory, started again and again, at every size") {
     for (const int64_t elements : {0, 1, 20, 60, 1000}) {
-        const auto s0 = decode(encode(allreduce(1, elements * 8), 64 + elements * 8)), s1 = decode(encode(allreduce(0, elements * 8), 64 + elements * 8));
+        const auto s0 = decode(encode(allreduce(1, elements * 8), 64 + elements * 8)),
+                   s1 = decode(encode(allreduce(0, elements * 8), 64 + elements * 8));
         ScriptedWorld world(2);
         for (int64_t round = 0; round < 5; round++) {
             std::vector<int64_t> a(elements, round), b(elements, 10), ra(elements), rb(elements);
@@ -139,7 +141,8 @@ TEST_CASE("random graphs of copies run each vertex once, after those it waits fo
         for (size_t i = 0; i < n; i++) {
             if (i == 0 || random() % 4 == 0) {
                 origin[i] = i;
-                vertices.push_back({Schedule::kCopy, -1, 0, kSendBuffer, static_cast<int64_t>(i * 8), kReceiveBuffer, static_cast<int64_t>(i * 8), 8, {}});
+                vertices.push_back(
+                    {Schedule::kCopy, -1, 0, kSendBuffer, static_cast<int64_t>(i * 8), kReceiveBuffer, static_cast<int64_t>(i * 8), 8, {}});
                 continue;
             }
             const size_t from = random() % i;
@@ -191,35 +194,40 @@ TEST_CASE("a reduction that needs Python is parked, run by whoever waits, and ma
     }
 }
 
-TEST_CASE("an error in one vertex starts nothing new, and ends the request when what runs has ended") {
-    // From rank 1 and rank 2 in parallel; rank 1 dies while rank 2's message is on its way.
-    const std::vector<V> vertices = {{Schedule::kRecv, 1, 0, kNone, -1, kReceiveBuffer, 0, 8, {}},
+TEST_CASE("an error in one vertex starts nothing new, withdraws receives, waits for what holds buffers, and tells who waits for us") {
+    // From ranks 1 and 2 in parallel, and a rendezvous to rank 2; rank 1 dies while that is on its way.
+    const std::vector<V> vertices = {{Schedule::kSend, 2, 2, kSendBuffer, 0, kNone, -1, 3000, {}},
+                                     {Schedule::kRecv, 1, 0, kNone, -1, kReceiveBuffer, 0, 8, {}},
                                      {Schedule::kRecv, 2, 0, kNone, -1, kReceiveBuffer, 8, 8, {}},
-                                     {Schedule::kCopy, -1, 0, kReceiveBuffer, 0, kReceiveBuffer, 16, 8, {0}},
-                                     {Schedule::kSend, 2, 1, kReceiveBuffer, 8, kNone, -1, 8, {1}}};
+                                     {Schedule::kCopy, -1, 0, kReceiveBuffer, 0, kReceiveBuffer, 16, 8, {1}},
+                                     {Schedule::kSend, 2, 1, kReceiveBuffer, 8, kNone, -1, 8, {2}}};
     const auto schedule = decode(encode(vertices, 0));
     ScriptedWorld world(3);
     world[0].isend(0, 1, 0, nullptr, 0, SendMode::kStandard);
+    const std::string sent = content(3000, 1);
+    std::string got(3000, '\0');
     uint64_t out[3] = {5, 5, 5};
-    Request *r = world[0].start(*schedule, bind(nullptr, out));
+    Request *r = world[0].start(*schedule, bind(sent.data(), out));
+    world.pump();
+    CHECK_FALSE(r->failed);
     world.fabric.fail(0, 1);
     world.pump();
-    CHECK_FALSE(r->done);  // the second receive may still be written to
+    CHECK(r->failed);
+    CHECK_FALSE(r->done);  // rank 2 may still read the send buffer
     const uint64_t seven = 7;
     world[2].isend(1, 0, 100, &seven, 8, SendMode::kStandard);
-    world.pump();
-    REQUIRE(r->done);
+    Request *whole = world[2].irecv(1, 0, 102, got.data(), got.size(), false);
+    world.finish(r);
+    world.finish(whole);
+    CHECK(got == sent);
     CHECK(r->status.error == Error::kProcFailed);
     CHECK(r->status.source == 1);
-    CHECK(out[1] == 7);
-    CHECK(out[2] == 5);
-    Status status;
-    CHECK_FALSE(world[2].iprobe(1, 0, 101, &status));
-    // The schedule can run again, and fails at once.
-    world[0].release(r);
-    r = world[0].start(*schedule, bind(nullptr, out));
-    REQUIRE(r->done);
-    CHECK(r->status.error == Error::kProcFailed);
+    CHECK(out[1] == 5);  // withdrawn
+    CHECK(out[2] == 5);  // not started
+    Request *told = world[2].irecv(1, 0, 101, got.data(), got.size(), false);
+    world.finish(told);
+    CHECK(told->status.error == Error::kProcFailed);
+    CHECK(told->status.source == 1);
     world.check_closed();
 }
 

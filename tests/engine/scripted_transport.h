@@ -1,5 +1,6 @@
 // A transport in memory for tests of the engine's protocols: the real ABI, and a Fabric through which the test decides when messages and
-// completions are delivered, what a posting call answers, and when an ep fails. It counts registrations and keys, so that a test sees leaks.
+// completions are delivered, what a posting call answers, and when an ep fails. It counts registrations and keys, so that a test sees
+// leaks.
 //
 // Ownership: a Fabric outlives the engines on it. Threads: none; all engines of a Fabric are driven by one thread, except where a test
 // says otherwise and uses a single engine.
@@ -93,11 +94,11 @@ public:
     std::function<mpx_status(const Call &)> answer;  // MPX_OK: the call is accepted; anything else is returned, and nothing happened
     bool hold_messages = false;
     bool hold_completions = false;
-    bool asynchronous = true;           // zcopy and get answer INPROGRESS
-    mpx_status get_outcome = MPX_OK;    // of the completion
+    bool asynchronous = true;         // zcopy and get answer INPROGRESS
+    mpx_status get_outcome = MPX_OK;  // of the completion
     bool refuse_registration = false;
     bool refuse_ep = false;
-    std::atomic<bool> busy{false};      // progress always has something to do
+    std::atomic<bool> busy{false};  // progress always has something to do
 
     // --- what it may look at
     int registrations = 0, keys = 0;
@@ -178,7 +179,8 @@ inline mpx_status am_zcopy(mpx_ep *ep, uint8_t id, const void *header, size_t he
 inline mpx_status get_zcopy(mpx_ep *ep, const mpx_iov *iov, size_t, uint64_t remote, mpx_rkey_h key, mpx_completion *completion) {
     Fabric &f = *node(ep)->fabric;
     const auto &region = *reinterpret_cast<Region *>(key);
-    if (remote < region.address || remote + iov->len > region.address + region.length || iov->len > f.attr.max_zcopy) return MPX_ERR_INVALID;
+    if (remote < region.address || remote + iov->len > region.address + region.length || iov->len > f.attr.max_zcopy)
+        return MPX_ERR_INVALID;
     if (const mpx_status st = ask(ep, Verb::kGet, 0)) return st;
     const auto *from = reinterpret_cast<const void *>(remote);
     if (f.asynchronous) return hold(ep, {static_cast<Ep *>(ep), completion, iov->base, from, iov->len, f.get_outcome});
@@ -291,8 +293,9 @@ inline void rkey_release(mpx_domain *d, mpx_rkey_h key) {
     fabric(d).keys--;
     delete reinterpret_cast<Region *>(key);
 }
-inline constexpr mpx_iface_ops kOps = {sizeof(mpx_iface_ops), am_short, am_bcopy, am_zcopy,     put_zcopy, get_zcopy, atomic64,
-                                       ep_fence,              ep_flush, progress, desc_release, event_arm, event_fd};
+inline constexpr mpx_iface_ops kOps = {
+    sizeof(mpx_iface_ops), am_short,  am_bcopy, am_zcopy, put_zcopy, get_zcopy, atomic64, ep_fence, ep_flush, progress,
+    desc_release,          event_arm, event_fd};
 inline mpx_status iface_open(mpx_domain *d, const mpx_iface_params *params, mpx_iface **out) {
     auto *n = new Node;
     n->ops = &kOps;
@@ -351,10 +354,20 @@ inline void ep_destroy(mpx_ep *e) {
 }
 inline uint64_t iface_bytes(mpx_iface *, int) { return 0; }
 
-inline constexpr mpx_transport kTable = {
-    MPX_ABI_VERSION, sizeof(mpx_transport), "scripted",  why,          domain_open, domain_close, mem_alloc,       mem_free,  mem_reg,
-    mem_dereg,       rkey_pack,             rkey_unpack, rkey_ptr,     rkey_release, iface_open,  iface_close,     iface_query, iface_address,
-    iface_reachable, ep_create,             ep_address,  ep_connect,   ep_fence_off, ep_repair,   ep_check,        ep_destroy, iface_bytes};
+inline constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport),
+                                         "scripted",      why,
+                                         domain_open,     domain_close,
+                                         mem_alloc,       mem_free,
+                                         mem_reg,         mem_dereg,
+                                         rkey_pack,       rkey_unpack,
+                                         rkey_ptr,        rkey_release,
+                                         iface_open,      iface_close,
+                                         iface_query,     iface_address,
+                                         iface_reachable, ep_create,
+                                         ep_address,      ep_connect,
+                                         ep_fence_off,    ep_repair,
+                                         ep_check,        ep_destroy,
+                                         iface_bytes};
 
 }  // namespace detail
 }  // namespace mpx::script
