@@ -194,35 +194,40 @@ TEST_CASE("a reduction that needs Python is parked, run by whoever waits, and ma
     }
 }
 
-TEST_CASE("an error in one vertex starts nothing new, and ends the request when what runs has ended") {
-    // From rank 1 and rank 2 in parallel; rank 1 dies while rank 2's message is on its way.
-    const std::vector<V> vertices = {{Schedule::kRecv, 1, 0, kNone, -1, kReceiveBuffer, 0, 8, {}},
+TEST_CASE("an error in one vertex starts nothing new, withdraws receives, waits for what holds buffers, and tells who waits for us") {
+    // From ranks 1 and 2 in parallel, and a rendezvous to rank 2; rank 1 dies while that is on its way.
+    const std::vector<V> vertices = {{Schedule::kSend, 2, 2, kSendBuffer, 0, kNone, -1, 3000, {}},
+                                     {Schedule::kRecv, 1, 0, kNone, -1, kReceiveBuffer, 0, 8, {}},
                                      {Schedule::kRecv, 2, 0, kNone, -1, kReceiveBuffer, 8, 8, {}},
-                                     {Schedule::kCopy, -1, 0, kReceiveBuffer, 0, kReceiveBuffer, 16, 8, {0}},
-                                     {Schedule::kSend, 2, 1, kReceiveBuffer, 8, kNone, -1, 8, {1}}};
+                                     {Schedule::kCopy, -1, 0, kReceiveBuffer, 0, kReceiveBuffer, 16, 8, {1}},
+                                     {Schedule::kSend, 2, 1, kReceiveBuffer, 8, kNone, -1, 8, {2}}};
     const auto schedule = decode(encode(vertices, 0));
     ScriptedWorld world(3);
     world[0].isend(0, 1, 0, nullptr, 0, SendMode::kStandard);
+    const std::string sent = content(3000, 1);
+    std::string got(3000, '\0');
     uint64_t out[3] = {5, 5, 5};
-    Request *r = world[0].start(*schedule, bind(nullptr, out));
+    Request *r = world[0].start(*schedule, bind(sent.data(), out));
+    world.pump();
+    CHECK_FALSE(r->failed);
     world.fabric.fail(0, 1);
     world.pump();
-    CHECK_FALSE(r->done);  // the second receive may still be written to
+    CHECK(r->failed);
+    CHECK_FALSE(r->done);  // rank 2 may still read the send buffer
     const uint64_t seven = 7;
     world[2].isend(1, 0, 100, &seven, 8, SendMode::kStandard);
-    world.pump();
-    REQUIRE(r->done);
+    Request *whole = world[2].irecv(1, 0, 102, got.data(), got.size(), false);
+    world.finish(r);
+    world.finish(whole);
+    CHECK(got == sent);
     CHECK(r->status.error == Error::kProcFailed);
     CHECK(r->status.source == 1);
-    CHECK(out[1] == 7);
-    CHECK(out[2] == 5);
-    Status status;
-    CHECK_FALSE(world[2].iprobe(1, 0, 101, &status));
-    // The schedule can run again, and fails at once.
-    world[0].release(r);
-    r = world[0].start(*schedule, bind(nullptr, out));
-    REQUIRE(r->done);
-    CHECK(r->status.error == Error::kProcFailed);
+    CHECK(out[1] == 5);  // withdrawn
+    CHECK(out[2] == 5);  // not started
+    Request *told = world[2].irecv(1, 0, 101, got.data(), got.size(), false);
+    world.finish(told);
+    CHECK(told->status.error == Error::kProcFailed);
+    CHECK(told->status.source == 1);
     world.check_closed();
 }
 
