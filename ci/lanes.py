@@ -92,6 +92,7 @@ def _environment(long: bool, seed: int) -> dict[str, str]:
     environment["PYMPX_CI"] = "1"  # nothing may be skipped because it was not built
     environment["PYMPX_TEST_SEED"] = str(seed)
     environment["PYMPX_TEST_LONG"] = "1" if long else "0"
+    environment["PYMPX_TEST_RECORD"] = str(_counts())
     for name in ("PYTHONPATH", "PYMPX_TRANSPORT"):
         environment.pop(name, None)
     return environment
@@ -155,11 +156,17 @@ def _show_failure(lane: Lane, outcome: Outcome) -> None:
     print("\n".join(f"---- {lane.name}: {problem}" for problem in outcome.problems), flush=True)
 
 
+def _counts() -> Path:
+    """Where tests append what they counted, a line of JSON each."""
+    return LOGS / "counts.jsonl"
+
+
 def _notes(lane: Lane) -> list[str]:
-    """Return the lines of a lane's log that say how much was done: pytest's summaries, seeds, counts."""
+    """Return what says how much a lane did: what its tests counted, and of its log pytest's summaries and seeds."""
     lines = (LOGS / f"{lane.name}.log").read_text(errors="replace").splitlines()
     wanted = re.compile(r"\bseed\b|\bmessages\b|^=+ .* in [\d.]+s|^Ok:|^Fail:", re.IGNORECASE)
-    return [line.strip("= ") for line in lines if wanted.search(line) and not line.startswith("$ ")][:40]
+    counted = _counts().read_text().splitlines() if _counts().exists() else []
+    return counted[:40] + [line.strip("= ") for line in lines if wanted.search(line) and not line.startswith("$ ")][:40]
 
 
 def main() -> int:
@@ -186,6 +193,7 @@ def main() -> int:
     results = []
     for number, lane in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {lane.name}: {lane.shows}", flush=True)
+        _counts().unlink(missing_ok=True)
         outcome = run_lane(lane, long=options.long, seed=seed, jobs=jobs)
         results.append((lane, outcome))
         if not outcome.good:

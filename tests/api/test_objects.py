@@ -11,7 +11,7 @@ import pytest
 from pympx import MPI
 
 SIZES = [0, 1, 4095, 4096, 32768, 32769, 1 << 20, 64 << 20]
-LONG = os.environ.get("PYMPX_LONG") == "1"
+LONG = os.environ.get("PYMPX_TEST_LONG") == "1"
 
 
 def content(n: int, seed: int) -> bytes:
@@ -88,7 +88,7 @@ def test_object_collectives(comm: Any, rng: Any) -> None:
 
 
 @pytest.mark.ranks(2, timeout=240)
-@pytest.mark.skipif(not LONG, reason="PYMPX_LONG=1 only: needs 8 GB of memory")
+@pytest.mark.skipif(not LONG, reason="PYMPX_TEST_LONG=1 only: needs 8 GB of memory")
 def test_more_than_2_gib(comm: Any) -> None:
     n = 2**31 + 100
     if os.environ.get("PYMPX_TRANSPORT") == "tcp":

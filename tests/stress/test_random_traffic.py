@@ -1,4 +1,4 @@
-"""10^5 messages (PYMPX_LONG=1: 10^6) between 4 ranks, complete and in order by content.
+"""10^5 messages (PYMPX_TEST_LONG=1: 10^6) between 4 ranks, complete and in order by content.
 
 Everything follows from one seed: the plan lists, per rank, whom it sends what and how, and how it receives. Each message carries
 source, communicator, tag, its number in the stream (source, destination, communicator, tag) and its length; what follows is a
@@ -25,7 +25,7 @@ HEAD = 24  # source, communicator, tag, number, length: 2 + 2 + 4 + 8 + 8 bytes
 BLOCK = LARGEST + 65536
 TAGS = 5
 WINDOW = 48  # operations that a rank has open at most
-TOTAL = 1_000_000 if os.environ.get("PYMPX_LONG") == "1" else 100_000
+TOTAL = 1_000_000 if os.environ.get("PYMPX_TEST_LONG") == "1" else 100_000
 
 
 class Plan:
