@@ -92,7 +92,7 @@ def test_object_collectives(comm: Any, rng: Any) -> None:
 def test_more_than_2_gib(comm: Any) -> None:
     n = 2**31 + 100
     if os.environ.get("PYMPX_TRANSPORT") == "tcp":
-        return
+        pytest.skip("over shm alone: not tried over tcp yet")
     if comm.rank == 0:
         comm.send(bytearray(n), 1)
     else:
