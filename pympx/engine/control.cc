@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include "engine.h"
@@ -38,6 +39,11 @@ Engine::Engine(const Config &config, std::string job_key) : config_(config), job
     handlers_[kAmCredit].fn = unless_muted<on_credit>;
     handlers_[kAmBye].fn = unless_muted<on_bye>;
     handlers_[kAmGivenUp].fn = unless_muted<on_given_up>;
+    handlers_[kAmAgree].fn = unless_muted<on_agree>;
+    handlers_[kAmRevoke].fn = unless_muted<on_revoke>;
+    handlers_[kAmRaised].fn = unless_muted<on_raised>;
+    handlers_[kAmWireup].fn = unless_muted<on_wireup>;
+    handlers_[kAmLaneBye].fn = unless_muted<on_lane_bye>;
 }
 
 Engine::~Engine() {
@@ -52,41 +58,61 @@ int Engine::add_transport(const mpx_transport *table, const std::string &device,
         throw std::runtime_error(std::string(table->name) + ": " + step + (why.empty() ? " failed" : ": " + why));
     };
     auto t = std::make_unique<Transport>();
+    t->engine = this;
     t->table = table;
     t->name = table->name;
     const mpx_domain_params domain{sizeof domain, device.c_str(), config_json.c_str(), job_key_.data(), job_key_.size()};
     if (table->domain_open(&domain, &t->domain) != MPX_OK) fail("domain");
-    const mpx_iface_params iface{sizeof iface, handlers_, on_incoming, on_error, this, 0};
-    if (table->iface_open(t->domain, &iface, &t->iface) != MPX_OK) {
+    const mpx_iface_params iface{sizeof iface, t->handlers, on_incoming, on_link_error, t.get(), 0, on_need_control};
+    if (table->iface_open(t->domain, &iface, &t->base) != MPX_OK) {
         table->domain_close(t->domain);
         fail("iface");
     }
-    t->ops = t->iface->ops;
+    t->iface = t->base;
     t->attr.size = sizeof t->attr;
     try {
-        if (table->iface_query(t->iface, &t->attr) != MPX_OK) fail("query");
+        if (table->iface_query(t->base, &t->attr) != MPX_OK) fail("query");
+        if (!(t->attr.caps & (MPX_CAP_CONNECT_IFACE | MPX_CAP_LINK_MAY_BREAK)))
+            throw std::runtime_error(t->name + ": connects eps pairwise without LINK_MAY_BREAK");
         t->protocols = choose_protocols(t->attr);
     } catch (...) {
-        table->iface_close(t->iface);
-        table->domain_close(t->domain);
+        close_transport(*t);
         throw;
     }
+    const mpx_am_handler *handlers = handlers_;
+    if (t->attr.caps & MPX_CAP_LINK_MAY_BREAK) {
+        t->sessions = std::make_unique<Sessions>(table, t->base, handlers_, on_error, this, config_.link_timeout);
+        t->iface = t->sessions.get();
+        handlers = t->sessions->handlers();
+        if (!(t->attr.caps & MPX_CAP_CONNECT_IFACE)) t->sessions->connect_over({say_over_lane, lane_lives, this}, t->attr.ep_addr_len);
+    }
+    std::copy(handlers, handlers + MPX_AM_ID_MAX, t->handlers);  // nothing arrives before the first progress
+    t->ops = t->iface->ops;
+    if (!(t->attr.caps & MPX_CAP_NATIVE_PROGRESS)) needs_python_ = true;
+    t->registrations = std::make_unique<MrCache>(table, t->domain, t->attr.reg_fixed_s, config_.regcache);
     transports_.push_back(std::move(t));
     return static_cast<int>(transports_.size()) - 1;
+}
+
+void Engine::close_transport(Transport &t) {
+    t.registrations.reset();
+    t.table->iface_close(t.base);
+    t.table->domain_close(t.domain);
+    t.base = t.iface = nullptr;
 }
 
 std::string Engine::address(int transport) const {
     std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
     std::string out(t.attr.iface_addr_len, '\0');
-    if (t.table->iface_address(t.iface, out.data()) != MPX_OK) throw std::runtime_error(t.name + ": " + t.table->why());
+    if (t.table->iface_address(t.base, out.data()) != MPX_OK) throw std::runtime_error(t.name + ": " + t.table->why());
     return out;
 }
 
 std::string Engine::unreachable_reason(int transport, const std::string &address) {
     Locked locked(*this);
     const Transport &t = *transports_.at(transport);
-    if (address.size() == t.attr.iface_addr_len && t.table->iface_reachable(t.iface, address.data(), address.size())) return "";
+    if (address.size() == t.attr.iface_addr_len && t.table->iface_reachable(t.base, address.data(), address.size())) return "";
     const std::string why = t.table->why();
     return why.empty() ? "not reachable" : why;
 }
@@ -109,10 +135,27 @@ Counters Engine::peer_counters(int32_t rank) const {
     return peers_.at(rank).counters;
 }
 
+LinkCounters Engine::link_counters(int32_t rank) const {
+    std::lock_guard lock(mutex_);
+    const Peer &p = peers_.at(rank);
+    return p.ep && p.transport->sessions ? p.transport->sessions->counters(p.ep) : LinkCounters{};
+}
+
+CacheReport Engine::cache_report(int transport) const {
+    std::lock_guard lock(mutex_);
+    const Transport &t = *transports_.at(transport);
+    return t.registrations ? t.registrations->report() : CacheReport{};
+}
+
+std::string Engine::failure_reason(int32_t rank) const {
+    std::lock_guard lock(mutex_);
+    return peers_.at(rank).failure_reason;
+}
+
 uint64_t Engine::medium_bytes(int transport, bool received) const {
     std::lock_guard lock(mutex_);
     const Transport &t = *transports_.at(transport);
-    return t.iface ? t.table->iface_bytes(t.iface, received) : 0;
+    return t.base ? t.table->iface_bytes(t.base, received) : 0;
 }
 
 int32_t Engine::peer_state(int32_t rank) const {
@@ -140,55 +183,109 @@ void Engine::define_context(uint32_t context, const int32_t *world, int32_t size
 
 void Engine::free_context(uint32_t context) {
     Locked locked(*this);
-    if (context >= contexts_.size() || !contexts_[context]) return;
-    while (Message *m = contexts_[context]->find_unexpected(kAnySource, kAnyTag)) {
-        contexts_[context]->remove_unexpected(m);
+    MatchQueue *queue = contexts_.find(context);
+    if (!queue) return;
+    while (Message *m = queue->find_unexpected(kAnySource, kAnyTag)) {
+        queue->remove_unexpected(m);
         discard(m);
     }
     // A posted receive may still complete (MPI 4.1, section 7.4.3); the queue then stays until the end.
-    if (contexts_[context]->idle()) contexts_[context].reset();
+    if (queue->idle()) contexts_.remove(context);
 }
 
 // --- peers
 
 void Engine::open_ep(Peer &p) {
-    if (p.state != Peer::State::kIdle) return;
+    if (p.state == Peer::State::kIdle) connect(p);
+}
+
+void Engine::connect(Peer &p) {
     Transport &t = *p.transport;
-    const mpx_status st = t.table->ep_create(t.iface, p.address.data(), p.address.size(), &p.ep);
+    const mpx_status st = t.sessions ? t.sessions->create(p.address.data(), p.address.size(), config_.rank < p.rank, &p.ep)
+                                     : t.table->ep_create(t.base, p.address.data(), p.address.size(), &p.ep);
     if (st != MPX_OK) {
         p.ep = nullptr;
         p.failure = st;
+        p.failure_pending = p.doomed;
         fail_peer(p);
         return;
     }
     p.ep->user = &p;
-    p.state = Peer::State::kOpen;
+    if (!p.doomed) p.state = Peer::State::kOpen;
 }
 
 Peer *Engine::peer_of_address(const Transport &t, const void *address, size_t length) {
     for (Peer &p : peers_)
-        if (p.transport == &t && p.address.size() == length && !std::memcmp(p.address.data(), address, length)) return &p;
+        if ((p.transport == &t && p.address.size() == length && !std::memcmp(p.address.data(), address, length)) ||
+            (p.control.transport == &t && p.control.address.size() == length && !std::memcmp(p.control.address.data(), address, length)))
+            return &p;
     return nullptr;
 }
 
 mpx_ep *Engine::on_incoming(void *arg, const void *address, size_t length) {
-    Engine &e = *static_cast<Engine *>(arg);
-    for (const auto &t : e.transports_) {
-        Peer *p = e.peer_of_address(*t, address, length);
-        if (!p) continue;
-        e.open_ep(*p);
-        return p->ep;
-    }
-    return nullptr;
+    Transport &t = *static_cast<Transport *>(arg);
+    Engine &e = *t.engine;
+    Peer *p = e.peer_of_address(t, address, length);
+    if (!p) return nullptr;
+    if (p->control.transport == &t) return e.open_lane(*p) ? t.sessions->incoming(p->control.ep) : nullptr;
+    e.open_to_tell(*p);
+    return t.sessions && p->ep ? t.sessions->incoming(p->ep) : p->ep;
+}
+
+void Engine::on_link_error(void *arg, mpx_ep *ep, mpx_status status) {
+    Transport &t = *static_cast<Transport *>(arg);
+    if (t.sessions) t.sessions->link_error(ep, status);
+    else on_error(t.engine, ep, status);
 }
 
 void Engine::on_error(void *arg, mpx_ep *ep, mpx_status status) {
-    Engine &e = *static_cast<Engine *>(arg);
     auto *p = static_cast<Peer *>(ep->user);
-    if (!p || p->failure_pending) return;
-    p->failure_pending = true;
-    p->failure = status;
-    e.failures_.push_back(p);
+    if (!p) return;
+    if (ep == p->control.ep) return static_cast<Engine *>(arg)->lane_lost(*p, status);
+    if (p->failure_pending) return;
+    const Transport &t = *p->transport;
+    const std::string_view why = t.table->why();
+    if (!p->doomed && t.sessions) p->failure_reason = p->state == Peer::State::kLeft ? "" : t.sessions->reason(ep);
+    else if (!p->doomed && why.starts_with("cannot reach ")) p->failure_reason = why;
+    static_cast<Engine *>(arg)->on_loss(*p, status);
+}
+
+void Engine::on_need_control(void *arg) {
+    Transport &t = *static_cast<Transport *>(arg);
+    t.needs_control = t.engine->control_needed_ = true;
+    if (t.engine->sleeping_) t.engine->wake_sleeper();
+}
+
+bool Engine::take_control_need(int *transport) {
+    Locked locked(*this);
+    for (size_t i = 0; control_needed_ && i < transports_.size(); i++)
+        if (std::exchange(transports_[i]->needs_control, false)) {
+            *transport = static_cast<int>(i);
+            return true;
+        }
+    return control_needed_ = false;
+}
+
+void Engine::supply(int transport, const std::string &json) {
+    Locked locked(*this);
+    const Transport &t = *transports_.at(transport);
+    if (t.base && t.table->domain_supply(t.domain, json.c_str()) != MPX_OK) throw std::runtime_error(t.name + ": " + t.table->why());
+}
+
+// Only marks; handle_failures acts, outside the transports.
+void Engine::on_loss(Peer &p, mpx_status status) {
+    if (p.failure_pending) return;
+    p.failure_pending = true;
+    news_++;
+    if (waiting_) completed_.notify_all();
+    if (p.doomed) return;
+    p.failure = status;
+    failures_.push_back(&p);
+}
+
+bool Engine::is_gone(int32_t rank) const {
+    const Peer &p = peers_[rank];
+    return rank != config_.rank && (p.failure_pending || p.doomed || p.state == Peer::State::kFailed || p.state == Peer::State::kLeft);
 }
 
 void Engine::handle_failures() {
@@ -207,11 +304,17 @@ void Engine::fail_peer(Peer &p) {
     if (p.state == Peer::State::kFailed) return;
     const Error error = p.failure == MPX_ERR_UNREACHABLE ? Error::kUnreachable : Error::kProcFailed;
     // The end of a link after BYE is no failure; what still hangs on it can never end, though.
-    if (p.state != Peer::State::kLeft) p.state = Peer::State::kFailed;
+    if (p.state != Peer::State::kLeft) {
+        p.state = Peer::State::kFailed;
+        failed_in_order_.push_back(p.rank);
+    }
+    List<PendingOp> to_tell;
     while (PendingOp *op = p.pending.pop_front()) {
-        if (op->is_control) delete static_cast<ControlOp *>(op);
+        if (op->is_control && p.doomed && static_cast<ControlOp *>(op)->id == kAmRaised) to_tell.push_back(op);
+        else if (op->is_control) delete static_cast<ControlOp *>(op);
         else end_unfinished(static_cast<Request *>(op), error);
     }
+    while (PendingOp *op = to_tell.pop_front()) p.pending.push_back(op);
     while (Request *r = p.streams.pop_front()) finish_send(r, error);
     for (Request *r = p.inflight.front(), *next; r; r = next) {
         next = decltype(p.inflight)::next(r);
@@ -219,7 +322,17 @@ void Engine::fail_peer(Peer &p) {
         p.inflight.remove(r);
         end_unfinished(r, error);
     }
+    if (p.doomed && !p.inflight.empty()) cut(p);
     fail_receives_from(p);
+    step_agreements();
+}
+
+// What a transport holds for a peer that may live on ends only with the link.
+void Engine::cut(Peer &p) {
+    p.failure_pending = true;
+    while (PendingOp *op = p.pending.pop_front()) delete static_cast<ControlOp *>(op);
+    if (mpx_ep *ep = std::exchange(p.ep, nullptr))
+        p.transport->sessions ? p.transport->sessions->destroy(ep) : p.transport->table->ep_destroy(ep);
 }
 
 // p said BYE: it receives nothing more. What it has begun to fetch it fetches before it goes.
@@ -239,8 +352,9 @@ void Engine::fail_sends_to(Peer &p) {
 }
 
 void Engine::fail_receives_from(Peer &p) {
-    for (size_t i = 0; i < contexts_.size(); i++) {  // by index: what ends here may start something in a new context
-        MatchQueue *queue = contexts_[i].get();
+    for (uint32_t i = contexts_.skip(0); i <= kMaxContext;
+         i = contexts_.skip(i + 1)) {  // what ends here may start something in a new context
+        MatchQueue *queue = contexts_.find(i);
         if (!queue) continue;
         const auto fail = [&](Request *r) {
             queue->withdraw(r);
@@ -248,7 +362,7 @@ void Engine::fail_receives_from(Peer &p) {
             complete(r, Error::kProcFailed);
         };
         while (Request *r = queue->first_posted(p.rank)) fail(r);
-        if (is_collective(static_cast<uint32_t>(i)) && some_member_failed(*queue))
+        if (is_collective(i) && some_member_failed(*queue))
             for (const int32_t rank : std::vector<int32_t>(queue->members))
                 while (Request *r = queue->first_posted(rank)) fail(r);
         if (!wildcard_is_hopeless(*queue)) continue;
@@ -262,13 +376,18 @@ bool Engine::some_member_failed(const MatchQueue &queue) const {
                        [this](int32_t rank) { return peers_[rank].state == Peer::State::kFailed; });
 }
 
-// A wildcard receive cannot be trusted once a member died; members that left in order only matter when nobody else is there.
+// A wildcard receive cannot be trusted once a member died, unless the program knows that; members that left in order only matter when
+// nobody else is there.
 bool Engine::wildcard_is_hopeless(const MatchQueue &queue) const {
     if (closed_) return true;
-    if (some_member_failed(queue)) return true;
-    return queue.members.size() > 1 && std::all_of(queue.members.begin(), queue.members.end(), [this](int32_t rank) {
-               return rank == config_.rank || peers_[rank].state == Peer::State::kLeft;
-           });
+    if (std::any_of(queue.members.begin(), queue.members.end(), [&](int32_t rank) { return failed_unknown_to_the_program(queue, rank); }))
+        return true;
+    return queue.members.size() > 1 &&
+           std::all_of(queue.members.begin(), queue.members.end(), [this](int32_t rank) { return rank == config_.rank || is_gone(rank); });
+}
+
+bool Engine::failed_unknown_to_the_program(const MatchQueue &queue, int32_t rank) const {
+    return peers_[rank].state == Peer::State::kFailed && !std::count(queue.acked.begin(), queue.acked.end(), rank);
 }
 
 // Whom to name for a receive that is hopeless.
@@ -281,12 +400,9 @@ int32_t Engine::culprit(const MatchQueue &queue, int32_t source) const {
     return source;
 }
 
-int32_t Engine::failed_ranks(int32_t *out, int32_t capacity) const {
+std::vector<int32_t> Engine::failed_ranks() const {
     std::lock_guard lock(mutex_);
-    int32_t n = 0;
-    for (const Peer &p : peers_)
-        if (p.state == Peer::State::kFailed && n < capacity) out[n++] = p.rank;
-    return n;
+    return failed_in_order_;
 }
 
 // --- the end
@@ -301,16 +417,30 @@ mpx_status Engine::on_bye(void *arg, void *ep_user, const void *, size_t, void *
     Engine &e = *static_cast<Engine *>(arg);
     Peer &p = *static_cast<Peer *>(ep_user);
     if (p.state != Peer::State::kFailed) p.state = Peer::State::kLeft;
+    e.news_++;
     e.fail_sends_to(p);
     e.fail_receives_from(p);
+    e.step_agreements();
     return MPX_OK;
 }
 
-bool Engine::farewell_over() const {
-    return std::all_of(peers_.begin(), peers_.end(), [this](const Peer &p) {
-        if (!p.ep || p.rank == config_.rank || p.state == Peer::State::kFailed) return true;
-        return p.pending.empty() && p.state == Peer::State::kLeft;
-    });
+bool Engine::farewell_over() {
+    bool over = true;
+    for (Peer &p : peers_) {
+        if (p.rank == config_.rank || p.state == Peer::State::kFailed) continue;
+        const bool at_rest = !p.ep || (p.pending.empty() && p.state == Peer::State::kLeft &&
+                                       (!p.transport->sessions || p.transport->sessions->settled(p.ep)));
+        over &= at_rest && lane_at_rest(p);
+    }
+    return over;
+}
+
+void Engine::forked() {
+    for (const auto &t : transports_) {
+        t->table->iface_forked(t->base);
+        t->registrations->forked();
+    }
+    ::close(std::exchange(wake_fd_, -1));
 }
 
 void Engine::close() {
@@ -320,13 +450,13 @@ void Engine::close() {
     // All have left, so that nothing new starts while what is under way ends.
     for (Peer &p : peers_) p.state = Peer::State::kLeft;
     for (Peer &p : peers_)
-        if (mpx_ep *ep = std::exchange(p.ep, nullptr)) p.transport->table->ep_destroy(ep);
+        if (mpx_ep *ep = std::exchange(p.ep, nullptr))
+            p.transport->sessions ? p.transport->sessions->destroy(ep) : p.transport->table->ep_destroy(ep);
+    for (Peer &p : peers_)
+        if (mpx_ep *ep = std::exchange(p.control.ep, nullptr)) p.control.transport->sessions->destroy(ep);
     for (Peer &p : peers_) fail_peer(p);
-    for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) {
-        (*it)->table->iface_close((*it)->iface);
-        (*it)->table->domain_close((*it)->domain);
-        (*it)->iface = nullptr;
-    }
+    end_agreements();
+    for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) close_transport(**it);
     contexts_.clear();
     if (sleeping_) wake_sleeper();
 }

@@ -8,14 +8,20 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "agreement.h"
+#include "contexts.h"
 #include "error.h"
 #include "match.h"
 #include "peer.h"
+#include "raised.h"
 #include "request.h"
 #include "schedule.h"
 #include "wire.h"
@@ -27,6 +33,9 @@ struct Config {
     int32_t size = 1;
     uint64_t eager_window = 4u << 20;  // bytes of unexpected eager messages per peer
     double spin_seconds = 50e-6;       // before a sleep
+    double link_timeout = 30;          // seconds without a sign of a peer before it is given up, where links may break
+    int slice_ms = 100;                // the longest time that a wait goes on without a look at signals and deadlines
+    bool regcache = true;              // registrations may be kept
 };
 
 enum class Wait : int32_t { kDone, kInterrupted, kNeedPython };
@@ -43,13 +52,32 @@ public:
     std::string address(int transport) const;
     std::string unreachable_reason(int transport, const std::string &address);  // empty: reachable
     void set_peer(int32_t rank, int transport, const std::string &address);
+    // For a transport that connects eps pairwise: over which other one, added before it, this peer's are connected.
+    void set_control_lane(int32_t rank, int transport, const std::string &address);
     std::string describe_protocols(int transport) const { return transports_[transport]->protocols.describe(); }
     const mpx_iface_attr &attributes(int transport) const { return transports_[transport]->attr; }
     Counters transport_counters(int transport) const;
     Counters peer_counters(int32_t rank) const;
+    LinkCounters link_counters(int32_t rank) const;  // zeros where links do not break
+    CacheReport cache_report(int transport) const;
+    std::string failure_reason(int32_t rank) const;  // of a failed peer, one line; empty: nothing more is known
     uint64_t medium_bytes(int transport, bool received) const;
     int32_t peer_transport(int32_t rank) const;
     int32_t peer_state(int32_t rank) const;
+
+    // --- failures that programs survive (agreement.cc)
+    Request *agree(uint32_t context, uint32_t flag, uint32_t next_context, bool heeds_failures, AgreementResult *result);
+    void revoke(uint32_t context);
+    bool any_revoked() const { return any_revoked_.load(std::memory_order_relaxed); }
+    bool is_revoked(uint32_t context) const;
+    std::vector<int32_t> failed_members(uint32_t context) const;
+    int32_t acknowledge_failed(uint32_t context, int32_t count);  // returns how many are acknowledged now
+
+    // --- exceptions that nobody caught (raised.cc, see raised.h)
+    // Tells peers that we have a link to, or `everybody`; kEndsJob ends this process's own calls too.
+    void tell_raised(uint32_t kind, uint32_t flags, std::string text, bool everybody);
+    News news() const;
+    Wait wait_news(uint64_t known, double seconds);  // until there is news, or time is over
 
     // --- the end (control.cc): say BYE to everybody we know, wait() until farewells are over, close.
     void begin_farewell();
@@ -72,12 +100,22 @@ public:
     Request *start(Schedule &schedule, const Binding &binding);
     Request *try_start(Schedule &schedule, const Binding &binding, int polls);
     bool take_parked(Parked *out);
+    // A transport whose control path is to be asked for what its fast path lacks, which supply() hands over. False: none.
+    bool take_control_need(int *transport);
+    void supply(int transport, const std::string &json);
     void finish_parked(const Parked &work, bool ok);
 
     // --- progress and waiting (progress.cc, wait.cc)
     void progress();
+    // A fork happens between these two, in both processes, so that the child finds transports at rest. There, `forked` lets go of what the
+    // parent has open; the child's engine is then neither used nor destroyed.
+    void lock_for_fork() { mutex_.lock(); }
+    void unlock_after_fork() { mutex_.unlock(); }
+    void forked();
     bool try_poll(const Request *request, int polls);  // true: done
-    // They return kInterrupted after a signal and at least every 100 ms, so that the caller can look at signals and deadlines.
+    // They return kInterrupted after a signal and at least every slice_ms, so that the caller can look at signals and deadlines;
+    // kNeedPython when work is parked or a control path is needed, and at every turn when a transport has no native progress: the caller
+    // moves its messages, or sleeps.
     Wait wait(const Request *request);
     Wait wait_any(Request *const *requests, size_t count);
     Wait wait_message(uint32_t context, int32_t source, int32_t tag, Status *status);
@@ -88,7 +126,7 @@ public:
     void define_context(uint32_t context, const int32_t *world, int32_t size);
     void free_context(uint32_t context);
     uint64_t unexpected_bytes() const;
-    int32_t failed_ranks(int32_t *out, int32_t capacity) const;
+    std::vector<int32_t> failed_ranks() const;  // in the order in which they were noticed
 
     const Config &config() const { return config_; }
 
@@ -110,15 +148,45 @@ private:
 
     // set-up and failure
     void open_ep(Peer &);
+    void connect(Peer &);
+    void close_transport(Transport &);
     Peer *peer_of_address(const Transport &, const void *address, size_t length);
     void fail_peer(Peer &);
     void handle_failures();
     void fail_sends_to(Peer &);
     void fail_receives_from(Peer &);
+    void cut(Peer &);
     bool some_member_failed(const MatchQueue &) const;
     int32_t culprit(const MatchQueue &, int32_t source) const;
     bool wildcard_is_hopeless(const MatchQueue &) const;
-    bool farewell_over() const;
+    bool farewell_over();
+    void on_loss(Peer &, mpx_status);
+    bool is_gone(int32_t rank) const;
+
+    // control lanes (lanes.cc)
+    bool open_lane(Peer &);
+    void lane_lost(Peer &, mpx_status);
+    bool lane_at_rest(Peer &);
+    static mpx_status say_over_lane(void *, mpx_ep *session, const void *message, size_t length);
+    static bool lane_lives(void *, const mpx_ep *session);
+    static mpx_status on_wireup(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    static mpx_status on_lane_bye(void *, void *, const void *, size_t, void *, size_t, unsigned);
+
+    // agreement and revocation
+    Agreement &agreement(uint32_t context, uint32_t number);
+    void tell(const Agreement &, int32_t rank, uint32_t step, const Agreement::Contribution *what);
+    void step_agreements();
+    void step(Agreement &);
+    void decide(Agreement &);
+    void end_agreements();
+    void mark_revoked(uint32_t context);
+    void end_revoked(MatchQueue &, Request *);
+    void reject(Message *);
+
+    // uncaught exceptions
+    void open_to_tell(Peer &);
+    void tell_raised_to(Peer &);
+    void doom(Peer &, const std::string &reason);
 
     // sending; all return what the transport said
     Request *allocate(Kind);
@@ -128,7 +196,9 @@ private:
     mpx_status send_rts(Request *);
     void queue(Peer &, PendingOp *);
     void send_control(Peer &, uint8_t id, uint64_t header, const CtsHeader *cts = nullptr);
-    mpx_status post_control(Peer &, uint8_t id, uint64_t header, const CtsHeader &cts);
+    void send_body(Peer &, uint8_t id, std::string body);
+    mpx_status post_control(Peer &, const ControlOp &);
+    void post_or_queue(Peer &, ControlOp &&);
     mpx_status send_fragment(Request *, bool *last);
     void flush_peer(Peer &);
     void flush_backlog();
@@ -136,7 +206,7 @@ private:
 
     // receiving
     Request *irecv_locked(uint32_t context, int32_t source, int32_t tag, void *buffer, uint64_t capacity, bool allocate);
-    MatchQueue &queue_of(uint32_t context);
+    MatchQueue &queue_of(uint32_t context) { return contexts_.at(context, peers_.size()); }
     bool reserve(Request *, Peer &, int32_t tag, uint64_t size);
     void deliver_eager(Request *, Peer &, int32_t tag, const void *data, uint64_t size);
     void start_rendezvous(Request *, Peer &, int32_t tag, const RtsHeader &, const void *rkey);
@@ -151,6 +221,7 @@ private:
     void keep(MatchQueue &, Message *);
     void discard(Message *);
     bool hopeless(uint32_t context, const MatchQueue &, int32_t source) const;
+    bool failed_unknown_to_the_program(const MatchQueue &, int32_t rank) const;
 
     // handlers of active messages; arg is the Engine, ep_user the Peer
     static mpx_status on_eager(void *, void *, const void *, size_t, void *, size_t, unsigned);
@@ -162,9 +233,15 @@ private:
     static mpx_status on_credit(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_bye(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_given_up(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    static mpx_status on_agree(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    static mpx_status on_revoke(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    static mpx_status on_raised(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_unknown(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    // of transports; arg is the Transport
     static mpx_ep *on_incoming(void *, const void *, size_t);
-    static void on_error(void *, mpx_ep *, mpx_status);
+    static void on_link_error(void *, mpx_ep *, mpx_status);
+    static void on_need_control(void *);
+    static void on_error(void *, mpx_ep *, mpx_status);  // arg is the Engine, the ep as the engine knows it
     static void on_transport_done(mpx_completion *, mpx_status);
 
     // schedules
@@ -183,8 +260,8 @@ private:
     unsigned progress_locked();
     bool arm_all();
     void wake_sleeper();
-    template <class Ready> Wait wait_until(Ready ready);
-    bool sleep(std::unique_lock<std::mutex> &lock);
+    template <class Ready> Wait wait_until(int limit_ms, Ready ready);
+    bool sleep(std::unique_lock<std::mutex> &lock, int limit_ms);
     mpx_status protocol_violation(Peer &);
 
     Config config_;
@@ -192,10 +269,19 @@ private:
     mutable std::mutex mutex_;
     std::vector<std::unique_ptr<Transport>> transports_;
     std::vector<Peer> peers_;
-    std::vector<std::unique_ptr<MatchQueue>> contexts_;
+    Contexts contexts_;
     RequestPool requests_;
     std::vector<Peer *> backlog_;
     std::vector<Peer *> failures_;
+    std::vector<int32_t> failed_in_order_;
+    std::map<std::pair<uint32_t, uint32_t>, std::unique_ptr<Agreement>> agreements_;  // by context and number
+    std::deque<std::pair<uint32_t, uint32_t>> remembered_;                            // those decided
+    bool stepping_ = false;
+    bool agreements_changed_ = false;
+    std::atomic<bool> any_revoked_{false};
+    Report own_report_;            // kind 0: nothing was told
+    std::vector<Report> reports_;  // of peers, the last of each
+    uint64_t news_ = 0;            // counts what news() shows
     std::vector<Parked> parked_;
     mpx_am_handler handlers_[MPX_AM_ID_MAX];
     uint64_t unexpected_bytes_ = 0;
@@ -205,6 +291,8 @@ private:
     bool woken_ = false;     // and was told to look again
     int waiting_ = 0;        // threads on the condition variable
     bool closed_ = false;
+    bool control_needed_ = false;  // by a transport
+    bool needs_python_ = false;    // a transport has no native progress: whoever waits must return to move its messages
     std::condition_variable completed_;
 };
 

@@ -12,6 +12,7 @@ enum class Error : int32_t {
     kNoMemory,
     kCanceled,
     kReduceFailed,  // a user's reduction raised
+    kRevoked,       // some member revoked the communicator
     kInternal,
 };
 

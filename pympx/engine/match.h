@@ -36,6 +36,9 @@ class MatchQueue {
 public:
     explicit MatchQueue(size_t world_size) : posted_(world_size), unexpected_(world_size) {}
     std::vector<int32_t> members;  // world ranks; empty until the communicator is made here
+    std::vector<int32_t> acked;    // failed members that the program acknowledged: wildcards need them no more
+    uint32_t agreements = 0;       // begun here so far; the same on all members, as collectives
+    bool revoked = false;
     ~MatchQueue();
     MatchQueue(const MatchQueue &) = delete;
     MatchQueue &operator=(const MatchQueue &) = delete;

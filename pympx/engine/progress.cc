@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 
@@ -12,9 +13,8 @@ namespace mpx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kPollsPerTurn = 16;        // between two looks at the clock
-constexpr int kSliceMilliseconds = 100;  // the longest uninterrupted sleep
-constexpr int kSliceWithoutEvents = 1;   // over a transport that cannot wake us
+constexpr int kPollsPerTurn = 16;       // between two looks at the clock
+constexpr int kSliceWithoutEvents = 1;  // milliseconds, over a transport that cannot wake us
 
 void relax() {
 #if defined(__x86_64__)
@@ -29,9 +29,12 @@ void relax() {
 unsigned Engine::progress_locked() {
     if (closed_) return 0;
     unsigned events = 0;
-    for (const auto &t : transports_) events += t->ops->progress(t->iface);
+    for (const auto &t : transports_) {
+        events += t->ops->progress(t->iface);
+        t->registrations->reap();
+    }
+    if (!failures_.empty()) handle_failures();  // first: what is queued for a failed peer ends with the reason
     if (!backlog_.empty()) flush_backlog();
-    if (!failures_.empty()) handle_failures();
     // A thread asleep armed the transports before this; what they say from now on may no longer ring for it.
     if (events && sleeping_) wake_sleeper();
     return events;
@@ -75,11 +78,12 @@ bool Engine::arm_all() {
 }
 
 // Engine lock held on entry and on return, released inside. True: something may have happened; false: signal or slice over.
-bool Engine::sleep(std::unique_lock<std::mutex> &lock) {
+bool Engine::sleep(std::unique_lock<std::mutex> &lock, int limit_ms) {
     std::vector<pollfd> fds{{wake_fd_, POLLIN, 0}};
-    int slice = kSliceMilliseconds;
+    int slice = limit_ms;
     for (const auto &t : transports_) {
         if (closed_) break;
+        if (t->sessions) slice = t->sessions->timeout_ms(slice);
         if (t->attr.caps & MPX_CAP_EVENT_FD) fds.push_back({t->ops->event_fd(t->iface), POLLIN, 0});
         else slice = kSliceWithoutEvents;
     }
@@ -91,20 +95,20 @@ bool Engine::sleep(std::unique_lock<std::mutex> &lock) {
     sleeping_ = false;
     uint64_t drained;
     [[maybe_unused]] const ssize_t n = read(wake_fd_, &drained, sizeof drained);
-    return ready > 0;
+    return ready > 0 || (ready == 0 && slice < limit_ms);
 }
 
-template <class Ready> Wait Engine::wait_until(Ready ready) {
+template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
     Locked locked(*this);
     auto &lock = locked.lock();
     const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(config_.spin_seconds));
     const auto start = Clock::now();
-    const auto slice_end = start + std::chrono::milliseconds(kSliceMilliseconds);
+    const auto slice_end = start + std::chrono::milliseconds(limit_ms);
     auto spin_end = start + spin;
     Wait result = Wait::kDone;
     for (;;) {
         if (ready()) break;
-        if (!parked_.empty()) {
+        if (!parked_.empty() || control_needed_) {
             result = Wait::kNeedPython;
             break;
         }
@@ -119,9 +123,13 @@ template <class Ready> Wait Engine::wait_until(Ready ready) {
         bool done = false;
         for (int i = 0; i < kPollsPerTurn && !done; i++) {
             progress_locked();
-            done = ready() || !parked_.empty();
+            done = ready() || !parked_.empty() || control_needed_;
         }
         if (done) continue;
+        if (needs_python_) {
+            result = Wait::kNeedPython;
+            break;
+        }
         const auto time = Clock::now();
         if (time >= slice_end) {  // however much goes on: signals and deadlines want to be looked at
             result = Wait::kInterrupted;
@@ -134,7 +142,7 @@ template <class Ready> Wait Engine::wait_until(Ready ready) {
             lock.lock();
             continue;
         }
-        if (!sleep(lock)) {
+        if (!sleep(lock, limit_ms)) {
             if (!ready()) result = Wait::kInterrupted;
             break;
         }
@@ -145,12 +153,13 @@ template <class Ready> Wait Engine::wait_until(Ready ready) {
 }
 
 Wait Engine::wait(const Request *request) {
-    return wait_until(
-        [request] { return request->done.load(std::memory_order_relaxed) || request->failed.load(std::memory_order_relaxed); });
+    return wait_until(config_.slice_ms, [request] {
+        return request->done.load(std::memory_order_relaxed) || request->failed.load(std::memory_order_relaxed);
+    });
 }
 
 Wait Engine::wait_any(Request *const *requests, size_t count) {
-    return wait_until([requests, count] {
+    return wait_until(config_.slice_ms, [requests, count] {
         for (size_t i = 0; i < count; i++)
             if (requests[i] && requests[i]->done.load(std::memory_order_relaxed)) return true;
         return false;
@@ -158,20 +167,26 @@ Wait Engine::wait_any(Request *const *requests, size_t count) {
 }
 
 Wait Engine::wait_message(uint32_t context, int32_t source, int32_t tag, Status *status) {
-    return wait_until([=, this] {
+    return wait_until(config_.slice_ms, [=, this] {
         const MatchQueue &queue = queue_of(context);
         if (const Message *m = queue.find_unexpected(source, tag)) {
             *status = {m->source, m->tag, Error::kNone, false, m->size, m->size};
             return true;
         }
         if (!hopeless(context, queue, source)) return false;
-        *status = {culprit(queue, source), tag, Error::kProcFailed, false, 0, 0};
+        *status = {culprit(queue, source), tag, queue.revoked ? Error::kRevoked : Error::kProcFailed, false, 0, 0};
         return true;
     });
 }
 
 Wait Engine::wait_farewell() {
-    return wait_until([this] { return farewell_over(); });
+    return wait_until(config_.slice_ms, [this] { return farewell_over(); });
+}
+
+Wait Engine::wait_news(uint64_t known, double seconds) {
+    const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    const int limit_ms = std::clamp(static_cast<int>(seconds * 1e3) + 1, 1, config_.slice_ms);
+    return wait_until(limit_ms, [=, this] { return news_ != known || Clock::now() >= end; });
 }
 
 }  // namespace mpx

@@ -1,4 +1,5 @@
 // Receiving: posting, probing, the handlers of arriving messages, rendezvous from the receiver's side. See engine.h.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -18,13 +19,6 @@ void count(Peer &p, uint64_t bytes) {
 
 }  // namespace
 
-MatchQueue &Engine::queue_of(uint32_t context) {
-    if (context >= contexts_.size()) contexts_.resize(context + 1);
-    auto &queue = contexts_[context];
-    if (!queue) queue = std::make_unique<MatchQueue>(peers_.size());
-    return *queue;
-}
-
 Request *Engine::irecv(uint32_t context, int32_t source, int32_t tag, void *buffer, uint64_t capacity, bool allocate) {
     Locked locked(*this);
     return irecv_locked(context, source, tag, buffer, capacity, allocate);
@@ -39,6 +33,7 @@ Request *Engine::try_irecv(uint32_t context, int32_t source, int32_t tag, void *
 }
 
 bool Engine::hopeless(uint32_t context, const MatchQueue &queue, int32_t source) const {
+    if (queue.revoked) return true;
     if (source == kAnySource) return wildcard_is_hopeless(queue);
     if (is_collective(context) && some_member_failed(queue)) return true;
     return peers_[source].state == Peer::State::kFailed || peers_[source].state == Peer::State::kLeft;
@@ -53,7 +48,9 @@ Request *Engine::irecv_locked(uint32_t context, int32_t source, int32_t tag, voi
     r->length = capacity;
     r->allocate = want_allocation;
     MatchQueue &queue = queue_of(context);
-    if (Message *m = queue.find_unexpected(source, tag)) {
+    if (queue.revoked) {
+        complete(r, Error::kRevoked);
+    } else if (Message *m = queue.find_unexpected(source, tag)) {
         queue.remove_unexpected(m);
         consume(r, m);
     } else if (hopeless(context, queue, source)) {
@@ -75,7 +72,13 @@ bool Engine::iprobe(uint32_t context, int32_t source, int32_t tag, Status *statu
         m = queue_of(context).find_unexpected(source, tag);
     }
     if (m) *status = {m->source, m->tag, Error::kNone, false, m->size, m->size};
-    return m;
+    // Who polls must hear of a failure too; those that left in order are no error to a question.
+    const bool failed = source == kAnySource ? std::any_of(queue.members.begin(), queue.members.end(),
+                                                           [&](int32_t r) { return failed_unknown_to_the_program(queue, r); })
+                                             : peers_[source].state == Peer::State::kFailed;
+    if (m || (!failed && !queue.revoked)) return m;
+    *status = {culprit(queue, source), tag, queue.revoked ? Error::kRevoked : Error::kProcFailed, false, 0, 0};
+    return true;
 }
 
 bool Engine::cancel(Request *r) {
@@ -159,6 +162,7 @@ mpx_status Engine::on_credit(void *arg, void *ep_user, const void *header, size_
 // A message without a receive waits; so may a thread that probes.
 void Engine::keep(MatchQueue &queue, Message *m) {
     if (m->form != Message::Form::kRts) unexpected_bytes_ += m->size;
+    if (queue.revoked) return reject(m);
     queue.add_unexpected(m);
     if (waiting_) completed_.notify_all();
 }
@@ -260,7 +264,7 @@ void Engine::start_rendezvous(Request *r, Peer &p, int32_t tag, const RtsHeader 
     r->peer = &p;
     r->remote = header.sender_request;
     r->remote_address = header.address;
-    if (p.failure_pending || !p.ep) {  // its link ended, its data cannot come
+    if (p.failure_pending || p.doomed || !p.ep) {  // its link ended, its data cannot come
         r->status.source = p.rank;
         r->status.tag = tag;
         return complete(r, Error::kProcFailed);
@@ -273,8 +277,8 @@ void Engine::start_rendezvous(Request *r, Peer &p, int32_t tag, const RtsHeader 
     }
     Transport &t = *p.transport;
     if (header.rkey_len && !p.get_refused && t.table->rkey_unpack(t.domain, rkey, header.rkey_len, &r->rkey) == MPX_OK) {
-        if (!(t.attr.caps & MPX_CAP_NEED_MEMH) ||
-            t.table->mem_reg(t.domain, r->buffer, r->expected, MPX_MEM_HOST, MPX_ACCESS_LOCAL, &r->memh) == MPX_OK) {
+        if (t.attr.caps & MPX_CAP_NEED_MEMH) r->registration = t.registrations->acquire(r->buffer, r->expected, MPX_ACCESS_LOCAL);
+        if (r->registration || !(t.attr.caps & MPX_CAP_NEED_MEMH)) {
             get_next(r);
             return;
         }
@@ -303,7 +307,7 @@ bool Engine::get_next(Request *r) {
         }
         uint64_t n = r->expected - r->moved;
         if (t.attr.max_zcopy && n > t.attr.max_zcopy) n = t.attr.max_zcopy;
-        const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->memh};
+        const mpx_iov iov{static_cast<char *>(r->buffer) + r->moved, n, r->registration ? r->registration->memh : nullptr};
         const mpx_status st = t.ops->get_zcopy(p.ep, &iov, 1, r->remote_address + r->moved, r->rkey, &r->completion);
         if (st == MPX_ERR_NO_RESOURCE) {
             r->stage = Stage::kQueued;
@@ -329,8 +333,8 @@ void Engine::free_keys(Request *r) {
     Transport &t = *r->peer->transport;
     if (r->rkey) t.table->rkey_release(t.domain, r->rkey);
     r->rkey = nullptr;
-    if (r->memh) t.table->mem_dereg(t.domain, r->memh);
-    r->memh = nullptr;
+    if (r->registration) t.registrations->release(r->registration);
+    r->registration = nullptr;
 }
 
 void Engine::get_done(Request *r, mpx_status st) {
@@ -368,7 +372,7 @@ mpx_status Engine::on_data(void *arg, void *ep_user, const void *, size_t, void 
     length -= sizeof header;
     Request *r = e.requests_.find(header.receiver_request);
     if (!r || r->peer != &p || r->stage != Stage::kReceiving || header.offset != r->moved || length > r->expected - r->moved)
-        return e.protocol_violation(p);
+        return p.doomed ? MPX_OK : e.protocol_violation(p);
     std::memcpy(static_cast<char *>(r->buffer) + header.offset, static_cast<char *>(data) + sizeof header, length);
     r->moved += length;
     if (r->moved < r->expected) return MPX_OK;
@@ -385,7 +389,7 @@ mpx_status Engine::on_fin(void *arg, void *ep_user, const void *header, size_t h
     if (header_length != sizeof id) return e.protocol_violation(p);
     std::memcpy(&id, header, sizeof id);
     Request *r = e.requests_.find(id);
-    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer) return p.state == Peer::State::kLeft ? MPX_OK : e.protocol_violation(p);
+    if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer) return p.usable() ? e.protocol_violation(p) : MPX_OK;
     p.inflight.remove(r);
     e.finish_send(r, Error::kNone);
     return MPX_OK;
@@ -429,7 +433,7 @@ mpx_status Engine::on_unknown(void *arg, void *ep_user, const void *, size_t, vo
 // A peer that speaks nonsense is treated as failed.
 mpx_status Engine::protocol_violation(Peer &p) {
     p.muted = true;
-    on_error(this, p.ep, MPX_ERR_INVALID);
+    on_loss(p, MPX_ERR_INVALID);
     return MPX_ERR_INVALID;
 }
 

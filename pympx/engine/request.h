@@ -19,6 +19,7 @@ namespace mpx {
 
 class Engine;
 struct Peer;
+struct Registration;
 struct Request;
 
 constexpr int32_t kAnySource = -2;
@@ -34,7 +35,7 @@ struct Status {
     uint64_t full_size = 0;  // bytes of the message; more than `bytes` when truncated
 };
 
-enum class Kind : uint8_t { kSend, kRecv, kSchedule };
+enum class Kind : uint8_t { kSend, kRecv, kSchedule, kAgreement };
 enum class Protocol : uint8_t { kShort, kEagerBcopy, kEagerZcopy, kRndvGet, kRndvFragments };
 enum class SendMode : uint8_t { kStandard, kSync };
 
@@ -84,7 +85,7 @@ struct Request : PendingOp {
     uint64_t remote = 0;    // the other side's request id
     uint64_t remote_address = 0;
     uint64_t order = 0;  // post order, across wildcards
-    mpx_mem_h memh = nullptr;
+    Registration *registration = nullptr;
     mpx_rkey_h rkey = nullptr;
     Status status;
     void (*on_done)(Request *) = nullptr;  // under the engine lock; for schedules

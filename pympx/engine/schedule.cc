@@ -154,7 +154,8 @@ void Engine::run_vertex(Execution &x, uint32_t index) {
         case Schedule::kSend: {
             const int32_t rank = b.world[v.peer];
             const void *from = x.at(v.source_buffer, v.source_offset);
-            if (send_now(peers_[rank], match_word(b.context, b.tag + v.slot), from, v.bytes)) return vertex_ended(x, index, Error::kNone);
+            if (!any_revoked() && send_now(peers_[rank], match_word(b.context, b.tag + v.slot), from, v.bytes))
+                return vertex_ended(x, index, Error::kNone);
             Request *r = isend_locked(b.context, rank, b.tag + v.slot, from, v.bytes, SendMode::kStandard);
             if (r->done.load(std::memory_order_relaxed)) {
                 const Error error = r->status.error;
@@ -250,6 +251,7 @@ void Engine::tell_successors(Execution &x) {
         const Schedule::Vertex &v = x.schedule->vertices[i];
         if (v.kind != Schedule::kSend || x.started[i]) continue;
         Peer &p = peers_[b.world[v.peer]];
+        if (p.doomed) continue;  // it hears why from who raised; from us it would hear less, and perhaps sooner
         open_ep(p);
         const CtsHeader failed_rank{static_cast<uint64_t>(x.first_bad.source), 0, 0};
         send_control(p, kAmGivenUp, match_word(b.context, b.tag + v.slot), &failed_rank);

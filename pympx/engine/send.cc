@@ -1,6 +1,7 @@
 // Sending: the hot path, the choice of protocol, rendezvous from the sender's side, and the queue of what had no room.
 // See engine.h.
 #include <cstring>
+#include <utility>
 
 #include "engine.h"
 
@@ -50,7 +51,7 @@ Request *Engine::allocate(Kind kind) {
     r->allocate = false;
     r->peer = nullptr;
     r->moved = r->expected = 0;
-    r->memh = nullptr;
+    r->registration = nullptr;
     r->rkey = nullptr;
     r->status = {};
     r->on_done = nullptr;
@@ -98,8 +99,12 @@ Request *Engine::isend_locked(uint32_t context, int32_t rank, int32_t tag, const
     r->mode = mode;
     r->status.source = rank;
     r->status.tag = tag;
-    if (mode == SendMode::kStandard && send_now(p, match_word(context, tag), buffer, length)) {
+    if (mode == SendMode::kStandard && !any_revoked() && send_now(p, match_word(context, tag), buffer, length)) {
         complete(r, Error::kNone);
+        return r;
+    }
+    if (any_revoked() && queue_of(context).revoked) {
+        complete(r, Error::kRevoked);
         return r;
     }
     open_ep(p);
@@ -167,9 +172,9 @@ mpx_status Engine::send_rts(Request *r) {
         char rkey[kMaxRkey];
     } rts{{match_word(r->context, r->tag), r->id(), r->length, reinterpret_cast<uintptr_t>(r->buffer), 0}, {}};
     if (r->protocol == Protocol::kRndvGet && !p.get_refused) {
-        if (!r->memh && t.table->mem_reg(t.domain, r->buffer, r->length, MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &r->memh) != MPX_OK)
-            r->memh = nullptr;  // cannot be registered: fragments
-        if (r->memh && t.table->rkey_pack(t.domain, r->memh, rts.rkey, sizeof rts.rkey) == MPX_OK)
+        if (!r->registration) r->registration = t.registrations->acquire(r->buffer, r->length, MPX_ACCESS_REMOTE_READ);
+        // Where it cannot be registered: fragments.
+        if (r->registration && t.table->rkey_pack(t.domain, r->registration->memh, rts.rkey, sizeof rts.rkey) == MPX_OK)
             rts.header.rkey_len = t.attr.rkey_packed_len;
     }
     return bcopy(p, kAmRts, &rts, sizeof(RtsHeader) + rts.header.rkey_len, nullptr, 0);
@@ -191,7 +196,7 @@ mpx_status Engine::on_cts(void *arg, void *ep_user, const void *, size_t, void *
     std::memcpy(&cts, data, sizeof cts);
     Request *r = e.requests_.find(cts.sender_request);
     if (!r || r->peer != &p || r->stage != Stage::kAwaitsPeer || r->protocol < Protocol::kRndvGet || cts.limit > r->length)
-        return p.state == Peer::State::kLeft ? MPX_OK : e.protocol_violation(p);
+        return p.usable() ? e.protocol_violation(p) : MPX_OK;  // it cannot know yet what we gave up
     p.inflight.remove(r);
     r->stage = Stage::kStreaming;
     r->remote = cts.receiver_request;
@@ -226,22 +231,34 @@ void Engine::queue(Peer &p, PendingOp *op) {
     add_to_backlog(p);
 }
 
-mpx_status Engine::post_control(Peer &p, uint8_t id, uint64_t header, const CtsHeader &cts) {
-    if (id == kAmCts) return bcopy(p, id, &cts, sizeof cts, nullptr, 0);
-    if (id == kAmGivenUp) return p.transport->ops->am_short(p.ep, id, header, &cts.sender_request, sizeof cts.sender_request);
-    return p.transport->ops->am_short(p.ep, id, header, nullptr, 0);
+mpx_status Engine::post_control(Peer &p, const ControlOp &op) {
+    if (op.id == kAmCts) return bcopy(p, op.id, &op.cts, sizeof op.cts, nullptr, 0);
+    if (!op.body.empty()) return bcopy(p, op.id, op.body.data(), op.body.size(), nullptr, 0);
+    if (op.id == kAmGivenUp)
+        return p.transport->ops->am_short(p.ep, op.id, op.header, &op.cts.sender_request, sizeof op.cts.sender_request);
+    return p.transport->ops->am_short(p.ep, op.id, op.header, nullptr, 0);
 }
 
 void Engine::send_control(Peer &p, uint8_t id, uint64_t header, const CtsHeader *cts) {
-    if (!p.ep || p.state == Peer::State::kFailed) return;
-    const CtsHeader body = cts ? *cts : CtsHeader{};
-    if (p.pending.empty() && post_control(p, id, header, body) != MPX_ERR_NO_RESOURCE) return;
-    auto *op = new ControlOp;
-    op->is_control = true;
-    op->id = id;
-    op->header = header;
-    op->cts = body;
-    queue(p, op);
+    ControlOp op{};
+    op.id = id;
+    op.header = header;
+    if (cts) op.cts = *cts;
+    post_or_queue(p, std::move(op));
+}
+
+void Engine::send_body(Peer &p, uint8_t id, std::string body) {
+    ControlOp op{};
+    op.id = id;
+    op.body = std::move(body);
+    post_or_queue(p, std::move(op));
+}
+
+void Engine::post_or_queue(Peer &p, ControlOp &&op) {
+    if (!p.ep || (p.state == Peer::State::kFailed && op.id != kAmRaised)) return;
+    if (p.pending.empty() && post_control(p, op) != MPX_ERR_NO_RESOURCE) return;
+    op.is_control = true;
+    queue(p, new ControlOp(std::move(op)));
 }
 
 // Sends until the transport has no room. Errors show up as on_error.
@@ -249,7 +266,7 @@ void Engine::flush_peer(Peer &p) {
     while (PendingOp *op = p.pending.front()) {
         if (op->is_control) {
             auto *control = static_cast<ControlOp *>(op);
-            if (post_control(p, control->id, control->header, control->cts) == MPX_ERR_NO_RESOURCE) return add_to_backlog(p);
+            if (post_control(p, *control) == MPX_ERR_NO_RESOURCE) return add_to_backlog(p);
             p.pending.remove(op);
             delete control;
             continue;

@@ -17,7 +17,20 @@ enum AmId : uint8_t {
     kAmCredit = 7,     // header = bytes of eager credit given back
     kAmGivenUp = 9,    // header = match word, payload = failed rank (64 bits): the message of a collective that will never be sent
     kAmBye = 8,        // the sender has finalized; end of its link is no failure
+    kAmAgree = 10,     // see agreement.cc
+    kAmRevoke = 11,    // header = context of the communicator
+    kAmRaised = 15,    // see raised.h
+    // over control lanes (lanes.cc)
+    kAmWireup = 16,   // see wireup.h
+    kAmLaneBye = 17,  // as kAmBye, for the lane alone
+    // of sessions (session.cc), not counted among the messages that they number
+    kAmResume = 12,  // header = epoch, payload = messages received so far (64 bits)
+    kAmAck = 13,     // header = messages received so far
+    kAmAskAck = 14,  // to be answered by kAmAck; header = messages sent so far
 };
+
+// What ends a session in order: it is acknowledged at once, and afterwards the end of the link is no failure.
+constexpr bool is_bye(uint8_t id) { return id == kAmBye || id == kAmLaneBye; }
 
 // context (24 bits) | unused (8) | tag (32)
 constexpr uint64_t match_word(uint32_t context, int32_t tag) { return uint64_t{context} << 40 | static_cast<uint32_t>(tag); }

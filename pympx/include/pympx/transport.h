@@ -19,6 +19,9 @@ extern "C" {
 #define MPX_CAPSULE_NAME "pympx.transport.v1"
 /* A native fast path is a shared library that exports `const mpx_transport *mpx_transport_table(void)`. */
 #define MPX_TABLE_SYMBOL "mpx_transport_table"
+/* A layer wraps any transport's table (transports/fault). Its library exports `const mpx_transport *mpx_layer_table(const mpx_transport *over,
+ * const char *settings, const char **why)`: NULL, with a reason in one line, when it cannot. The table given stays the transport's. */
+#define MPX_LAYER_SYMBOL "mpx_layer_table"
 
 typedef int32_t mpx_status;
 enum {
@@ -28,8 +31,8 @@ enum {
     MPX_ERR_UNSUPPORTED = -2,
     MPX_ERR_INVALID = -3,
     MPX_ERR_NO_MEMORY = -4,
-    MPX_ERR_UNREACHABLE = -5,
-    MPX_ERR_LINK_BROKEN = -6,      /* the link broke, the peer may live */
+    MPX_ERR_UNREACHABLE = -5,      /* nobody, or somebody else, is where the peer was: its process is gone */
+    MPX_ERR_LINK_BROKEN = -6,      /* the link broke, or no answer came: the peer may live, a new ep may reach it */
     MPX_ERR_PEER_FAILED = -7,
     MPX_ERR_CANCELED = -8,         /* the ep was destroyed while the operation was outstanding */
     MPX_ERR_UNKNOWN_OUTCOME = -9   /* an atomic that was in flight when the link broke */
@@ -54,7 +57,9 @@ enum {
     MPX_CAP_CONNECT_IFACE = 1u << 16,   /* an ep needs only the peer's iface address: may serve as control lane */
     MPX_CAP_CONNECT_EP = 1u << 17,      /* ep addresses are exchanged pairwise (RC queue pairs) */
     MPX_CAP_EVENT_FD = 1u << 18, MPX_CAP_INTER_NODE = 1u << 19,
-    MPX_CAP_LINK_MAY_BREAK = 1u << 20,  /* the engine puts a session above it */
+    MPX_CAP_LINK_MAY_BREAK = 1u << 20,  /* the engine puts a session above it: after on_error(LINK_BROKEN) it fences the ep off, destroys
+                                           it and creates another to the same peer, on both sides and at once. A connect of a peer
+                                           that has lost the link which still lives here ends that link in the same way. */
     MPX_CAP_NATIVE_PROGRESS = 1u << 21, /* progress needs no Python */
     MPX_CAP_NEED_MEMH = 1u << 22        /* zcopy iovs must carry a memh */
 };
@@ -89,14 +94,17 @@ enum { MPX_AM_ID_MAX = 32 };
 
 typedef struct mpx_iface_params {
     size_t size;
-    const mpx_am_handler *am;           /* MPX_AM_ID_MAX entries, outlive the iface */
+    const mpx_am_handler *am;           /* MPX_AM_ID_MAX entries, outlive the iface; read when a message arrives, never earlier */
     /* A peer without an ep speaks: return the ep to attribute it to (created by ep_create inside the call, its user set),
      * or NULL to refuse. addr is the peer's iface address, authenticated as far as the transport authenticates. */
     mpx_ep *(*on_incoming)(void *arg, const void *addr, size_t len);
-    /* Marks only, once per ep, inside progress. */
+    /* Marks only, once per ep, inside progress; nothing arrives through the ep afterwards. why() tells the reason meanwhile. */
     void (*on_error)(void *arg, mpx_ep *ep, mpx_status st);
-    void *arg;                          /* for on_incoming and on_error */
+    void *arg;                          /* for on_incoming, on_error and need_control */
     size_t rx_headroom;                 /* bytes free in front of every kept descriptor */
+    /* The fast path lacks something that only its control path can make: whoever waits with the GIL next asks plugin.py for it, and hands
+     * it over by domain_supply. Marks only. May be NULL, when nobody will. */
+    void (*need_control)(void *arg);
 } mpx_iface_params;
 
 typedef struct mpx_domain_params {
@@ -116,7 +124,8 @@ typedef struct mpx_iface_ops {
     mpx_status (*am_short)(mpx_ep *, uint8_t id, uint64_t hdr, const void *buf, size_t len);
     mpx_status (*am_bcopy)(mpx_ep *, uint8_t id, size_t len, mpx_pack_fn pack, void *arg);
     mpx_status (*am_zcopy)(mpx_ep *, uint8_t id, const void *hdr, size_t hdr_len, const mpx_iov *, size_t iovcnt, mpx_completion *);
-    mpx_status (*put_zcopy)(mpx_ep *, const mpx_iov *, size_t iovcnt, uint64_t raddr, mpx_rkey_h, mpx_completion *); /* done: local reuse */
+    mpx_status (*put_zcopy)(mpx_ep *, const mpx_iov *, size_t iovcnt, uint64_t raddr, mpx_rkey_h, mpx_completion *); /* done: local reuse;
+                                                             over links that may break also: it has arrived, since it is not put again */
     mpx_status (*get_zcopy)(mpx_ep *, const mpx_iov *, size_t iovcnt, uint64_t raddr, mpx_rkey_h, mpx_completion *);
     mpx_status (*atomic64)(mpx_ep *, unsigned op, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr, mpx_rkey_h,
                            mpx_completion *);
@@ -153,14 +162,21 @@ typedef struct mpx_transport {
     mpx_status (*iface_address)(mpx_iface *, void *out);        /* iface_addr_len bytes */
     int (*iface_reachable)(mpx_iface *, const void *addr, size_t len); /* 1, or 0 with why() */
     mpx_status (*ep_create)(mpx_iface *, const void *peer_iface_addr, size_t len, mpx_ep **); /* connects lazily, queues nothing */
-    mpx_status (*ep_address)(mpx_ep *, void *out);
-    mpx_status (*ep_connect)(mpx_ep *, const void *peer_ep_addr, size_t len);
-    mpx_status (*ep_fence_off)(mpx_ep *);                       /* after this no late byte of the old link lands anywhere */
+    mpx_status (*ep_address)(mpx_ep *, void *out);              /* CONNECT_EP: ep_addr_len bytes. NO_RESOURCE: not yet, see need_control */
+    mpx_status (*ep_connect)(mpx_ep *, const void *peer_ep_addr, size_t len); /* likewise */
+    mpx_status (*ep_fence_off)(mpx_ep *);                       /* after this no late byte of the old link lands anywhere; ep_destroy
+                                                                   of a fenced ep sends nothing more */
     mpx_status (*ep_repair)(mpx_ep *, const void *peer_ep_addr, size_t len);
-    mpx_status (*ep_check)(mpx_ep *, mpx_completion *);         /* liveness, answered by kernel or card */
+    mpx_status (*ep_check)(mpx_ep *, mpx_completion *);         /* liveness, answered by kernel or card: OK also while a link is being
+                                                                   made and the peer's kernel has answered; NO_RESOURCE: no answer yet */
     /* Outside progress. Outstanding completions run, with MPX_ERR_CANCELED if not done, before it returns. */
     void (*ep_destroy)(mpx_ep *);
     uint64_t (*iface_bytes)(mpx_iface *, int received);         /* bytes moved over the medium so far, framing included */
+    /* The last call, in a child that fork made while no other call ran: close the child's copies of descriptors, so that it does not
+       keep alive what ends with the parent. Nothing is sent, nothing that parent and child share is changed, no completion runs. */
+    void (*iface_forked)(mpx_iface *);
+    /* What the control path made since domain_open, or why it could not; transport-specific, in the form of config_json. */
+    mpx_status (*domain_supply)(mpx_domain *, const char *json);
 } mpx_transport;
 
 #ifdef __cplusplus
