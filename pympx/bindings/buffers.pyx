@@ -1,9 +1,9 @@
 """Buffer arguments: any object with the buffer protocol, [buffer, count, datatype] and its shorter and longer forms (MPI 4.1, 3.2.2).
 
-decode() fills in a Message without allocating for plain contiguous buffers; release() ends its hold on the memory.
+decode() fills in a Message, without allocating for plain contiguous buffers. A Message holds the memory until it goes out of scope.
 """
-from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t
 
 from .datatype cimport BYTE, Datatype, datatype_from, datatype_of_format
@@ -22,20 +22,10 @@ def register(decode_exotic, in_place):
 
 
 cdef void empty(Message *m) noexcept:
-    m.has_view = False
-    m.owner = NULL
+    m.release()
     m.address = NULL
     m.count = m.nbytes = 0
     m.datatype = <PyObject *>BYTE
-
-
-cdef void release(Message *m) noexcept:
-    if m.has_view:
-        m.has_view = False
-        PyBuffer_Release(&m.view)
-    if m.owner != NULL:
-        Py_XDECREF(m.owner)
-        m.owner = NULL
 
 
 cdef bint has_view(object buf) except -1:
@@ -103,18 +93,14 @@ def address_of(buf):
     """Return the address of a buffer argument's memory."""
     cdef Message m
     decode(buf, &m, False)
-    address = <size_t>m.address
-    release(&m)
-    return address
+    return <size_t>m.address
 
 
 def size_of(buf):
     """Return the bytes of a buffer argument's memory."""
     cdef Message m
     decode(buf, &m, True)
-    nbytes = m.nbytes
-    release(&m)
-    return nbytes
+    return m.nbytes
 
 
 cdef object index_or_none(object value):
@@ -154,27 +140,23 @@ cdef int decode_sequence(object spec, Message *m, bint writable) except -1:
     cdef Datatype kind = None
     cdef int64_t available, displacement, count
     buffer, count_part, displacement_part, datatype = split(spec)
-    try:
-        kind = begin_sequence(buffer, datatype, m, writable)
-        available = m.nbytes
-        displacement = index_or_none(displacement_part) or 0
-        if displacement < 0:
-            raise ValueError(f"message: displacement is {displacement}, must not be negative")
-        if count_part is None:
-            if (available - displacement * kind.size) % kind.size or available < displacement * kind.size:
-                raise ValueError(f"message: buffer of {available} bytes from item {displacement} on holds no whole number of "
-                                 f"{kind.name} of {kind.size} bytes")
-            count = available // kind.size - displacement
-        else:
-            count = operator.index(count_part)
-        if count < 0:
-            raise ValueError(f"message: count is {count}, must not be negative")
-        if (displacement + count) * kind.size > available:
-            raise ValueError(f"message: {count} {kind.name} from item {displacement} on need {(displacement + count) * kind.size} bytes, "
-                             f"buffer holds {available}")
-    except BaseException:
-        release(m)
-        raise
+    kind = begin_sequence(buffer, datatype, m, writable)
+    available = m.nbytes
+    displacement = index_or_none(displacement_part) or 0
+    if displacement < 0:
+        raise ValueError(f"message: displacement is {displacement}, must not be negative")
+    if count_part is None:
+        if (available - displacement * kind.size) % kind.size or available < displacement * kind.size:
+            raise ValueError(f"message: buffer of {available} bytes from item {displacement} on holds no whole number of "
+                             f"{kind.name} of {kind.size} bytes")
+        count = available // kind.size - displacement
+    else:
+        count = operator.index(count_part)
+    if count < 0:
+        raise ValueError(f"message: count is {count}, must not be negative")
+    if (displacement + count) * kind.size > available:
+        raise ValueError(f"message: {count} {kind.name} from item {displacement} on need {(displacement + count) * kind.size} bytes, "
+                         f"buffer holds {available}")
     m.address = <char *>m.address + displacement * kind.size
     m.count = count
     m.nbytes = count * kind.size
@@ -189,35 +171,31 @@ cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks):
     empty(m)
     if type(buf) is list or type(buf) is tuple:
         buffer, counts, displacements, datatype = split(buf)
-    try:
-        kind = begin_sequence(buffer, datatype, m, writable)
-        size = kind.size
-        if counts is None:
-            items = m.nbytes // size
-            counts = [items // blocks + (block < items % blocks) for block in range(blocks)]
-        elif isinstance(counts, int):
-            counts = [counts] * blocks
-        else:
-            counts = [operator.index(c) for c in counts]
-        if displacements is None:
-            displacements, total = [], 0
-            for c in counts:
-                displacements.append(total)
-                total += c
-        elif isinstance(displacements, int):
-            displacements = [displacements * block for block in range(blocks)]
-        else:
-            displacements = [operator.index(d) for d in displacements]
-        if len(counts) != blocks or len(displacements) != blocks:
-            raise ValueError(f"message: {len(counts)} counts and {len(displacements)} displacements for {blocks} ranks")
-        for block, (c, d) in enumerate(zip(counts, displacements)):
-            if c < 0 or d < 0:
-                raise ValueError(f"message: block {block} has count {c} and displacement {d}, must not be negative")
-            if c and (c + d) * size > m.nbytes:
-                raise ValueError(f"message: block {block} of {c} {kind.name} from item {d} on needs {(c + d) * size} bytes, "
-                                 f"buffer holds {m.nbytes}")
-    except BaseException:
-        release(m)
-        raise
+    kind = begin_sequence(buffer, datatype, m, writable)
+    size = kind.size
+    if counts is None:
+        items = m.nbytes // size
+        counts = [items // blocks + (block < items % blocks) for block in range(blocks)]
+    elif isinstance(counts, int):
+        counts = [counts] * blocks
+    else:
+        counts = [operator.index(c) for c in counts]
+    if displacements is None:
+        displacements, total = [], 0
+        for c in counts:
+            displacements.append(total)
+            total += c
+    elif isinstance(displacements, int):
+        displacements = [displacements * block for block in range(blocks)]
+    else:
+        displacements = [operator.index(d) for d in displacements]
+    if len(counts) != blocks or len(displacements) != blocks:
+        raise ValueError(f"message: {len(counts)} counts and {len(displacements)} displacements for {blocks} ranks")
+    for block, (c, d) in enumerate(zip(counts, displacements)):
+        if c < 0 or d < 0:
+            raise ValueError(f"message: block {block} has count {c} and displacement {d}, must not be negative")
+        if c and (c + d) * size > m.nbytes:
+            raise ValueError(f"message: block {block} of {c} {kind.name} from item {d} on needs {(c + d) * size} bytes, "
+                             f"buffer holds {m.nbytes}")
     m.count = sum(counts)
     return tuple(c * size for c in counts), tuple(d * size for d in displacements)

@@ -19,12 +19,14 @@ cdef class Comm:
     cdef object __weakref__
 
     cdef int check(self) except -1
+    cdef bint revoked(self) except -1
+    cdef int prepare(self) except -1
     cdef int check_peer(self, int rank, str what) except -1
     cdef int rank_of(self, int32_t world) noexcept
     cdef int send_blocking(self, const void *buffer, int64_t n, int dest, int tag, SendMode mode, Message *m, object keep) except -1
     cdef int receive_blocking(self, Message *m, int source, int tag, object status) except -1
     cdef Request start_send(self, Request r, const void *buffer, int64_t n, int dest, int tag, SendMode mode, str what)
-    cdef int run(self, CachedSchedule s, const void *send, void *receive, Reduction reduction, object keep, str what) except -1
+    cdef int run(self, CachedSchedule s, Message *send, Message *receive, Reduction reduction, str what) except -1
     cdef CachedSchedule schedule(self, tuple key)
     cdef int check_root(self, int root) except -1
     cdef int send_buffer(self, object buf, int dest, int tag, SendMode mode) except -1

@@ -8,12 +8,12 @@ from libc.stdlib cimport free, malloc
 from libcpp.memory cimport unique_ptr
 
 from . cimport runtime
-from .buffers cimport IN_PLACE, Message, decode, decode_blocks, empty, release
+from .buffers cimport IN_PLACE, Message, decode, decode_blocks
 from .datatype cimport Datatype
-from .engine cimport Binding, Error, Schedule, SendMode, Wait
+from .engine cimport AgreementResult, Binding, Error, Schedule, SendMode, Wait
 from .engine cimport Request as EngineRequest
 from .engine cimport Status as EngineStatus
-from .errors cimport ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_RANK, ERR_ROOT, ERR_TAG, fail, fail_status
+from .errors cimport ERR_BUFFER, ERR_COMM, ERR_COUNT, ERR_RANK, ERR_REVOKED, ERR_ROOT, ERR_TAG, fail, fail_status
 from .op cimport Reduction, reduction_of
 from .pickling cimport Chunk, dumps, loads, own
 from .request cimport ACTIVE, NOBODY, Request, new_request, orphan
@@ -63,6 +63,34 @@ cdef extern from *:
     static inline void del_schedule(mpx::Schedule *s) { delete s; }
     """
     void del_schedule(Schedule *)
+
+
+cdef class Agreement:
+    """Where the result of an agreement comes: bitwise AND of all flags, highest context, members that were gone. See api/failures.py."""
+    cdef AgreementResult result
+    cdef Message message
+
+    def into(self, buf):
+        """Let the flag be written into `buf`, of one int; returns the flag that is there. Raises ValueError for another size."""
+        decode(buf, &self.message, True)
+        if self.message.nbytes != sizeof(int32_t):
+            raise ValueError(f"Iagree: the buffer of the flag has {self.message.nbytes} bytes, must have {sizeof(int32_t)}")
+        self.result.flag_copy = <int32_t *>self.message.address
+        return self.result.flag_copy[0]
+
+    @property
+    def flag(self):
+        """The flag, as the signed integer that it was."""
+        return <int32_t>self.result.flag
+
+    @property
+    def next_context(self):
+        """The highest context that any member proposed."""
+        return self.result.next_context
+
+    def living(self, int size):
+        """Ranks, of `size`, that were not gone."""
+        return [rank for rank in range(size) if not self.result.gone[rank // 8] >> (rank % 8) & 1]
 
 
 cdef class Comm:
@@ -143,6 +171,51 @@ cdef class Comm:
             fail(ERR_COMM, "the communicator is COMM_NULL" if self.state == STATE_NULL else "the communicator was freed")
         if runtime.engine == NULL:
             runtime.start()
+        if runtime.engine.any_revoked() and self.revoked():
+            fail(ERR_REVOKED, "the communicator was revoked")
+        return 0
+
+    cdef bint revoked(self) except -1:
+        cdef bint answer = False
+        if runtime.engine != NULL:
+            with nogil:
+                answer = runtime.engine.is_revoked(self.context)
+        return answer
+
+    def _revoke(self):
+        """End every operation on this communicator, on all members; no collective call."""
+        self.prepare()
+        with nogil:
+            runtime.engine.revoke(self.context)
+
+    def _is_revoked(self):
+        self.resolve()
+        return self.revoked()
+
+    def _failed(self):
+        """Members known to have failed, in the order in which they were noticed: their ranks here."""
+        self.prepare()
+        return [self.inverse[rank] for rank in runtime.engine.failed_members(self.context)]
+
+    def _acknowledge_failed(self, int count):
+        """Let wildcards go on without the first `count` failed members; return how many that are now."""
+        self.prepare()
+        return runtime.engine.acknowledge_failed(self.context, count)
+
+    def _agree(self, Agreement agreement, uint32_t flag, uint32_t next_context, bint heeds_failures, str what):
+        """Start an agreement, also on a revoked communicator; return its request."""
+        cdef Request r = new_request(request_class)
+        self.prepare()
+        with nogil:
+            r.handle = runtime.engine.agree(self.context, flag, next_context, heeds_failures, &agreement.result)
+        r.comm, r.inverse, r.keep, r.what, r.state = self, self.inverse, agreement, what, ACTIVE
+        return r
+
+    cdef int prepare(self) except -1:
+        """As check, but revoked communicators will do."""
+        self.resolve()
+        if runtime.engine == NULL:
+            runtime.start()
         return 0
 
     cdef int check_peer(self, int rank, str what) except -1:
@@ -199,19 +272,23 @@ cdef class Comm:
             fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
         dest = self.world[dest]
         if mode == SendMode.kStandard and runtime.engine.try_send(self.context, dest, tag, buffer, n):
+            if runtime.pumps is not None:
+                runtime.drain()
             return 0
         r = runtime.engine.try_isend(self.context, dest, tag, buffer, n, mode)
         if r == NULL:
             with nogil:
                 r = runtime.engine.isend(self.context, dest, tag, buffer, n, mode)
-        if not r.done.load() and not runtime.engine.try_poll(r, runtime.polls):
+        if runtime.pumps is not None or (not r.done.load() and not runtime.engine.try_poll(r, runtime.polls)):
             try:
                 runtime.wait_for(r)
             except BaseException:
-                orphan(r, m, keep, False)
+                orphan(r, m, NULL, keep, False)
                 raise
         cdef EngineStatus status = r.status
         runtime.engine.release(r)
+        if runtime.pumps is not None:
+            runtime.drain()
         if status.error != Error.kNone:
             fail_status(&status, self.rank_of(dest), n, f"send of {n} bytes with tag {tag}")
         return 0
@@ -232,15 +309,14 @@ cdef class Comm:
             with nogil:
                 r.handle = runtime.engine.isend(self.context, self.world[dest], tag, buffer, n, mode)
         r.state = ACTIVE
+        if runtime.pumps is not None:
+            runtime.pump()
         return r
 
     cdef int send_buffer(self, object buf, int dest, int tag, SendMode mode) except -1:
         cdef Message m
         decode(buf, &m, False)
-        try:
-            self.send_blocking(m.address, m.nbytes, dest, tag, mode, &m, None)
-        finally:
-            release(&m)
+        self.send_blocking(m.address, m.nbytes, dest, tag, mode, &m, None)
         return 0
 
     def Send(self, buf, int dest, int tag=0):
@@ -280,17 +356,14 @@ cdef class Comm:
         self.start_send(r, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), dest, tag, SendMode.kStandard, "Bsend")
         if r.state == ACTIVE:
             r.state = NOBODY
-            orphan(r.handle, NULL, copy, True)
+            orphan(r.handle, NULL, NULL, copy, True)
         return 0
 
     def Bsend(self, buf, int dest, int tag=0):
         """Buffered send: returns at once, the message is copied into the buffer given to Attach_buffer."""
         cdef Message m
         decode(buf, &m, False)
-        try:
-            self.send_copy((<const char *>m.address)[:m.nbytes] if m.nbytes else b"", dest, tag)
-        finally:
-            release(&m)
+        self.send_copy((<const char *>m.address)[:m.nbytes] if m.nbytes else b"", dest, tag)
 
     def Ibsend(self, buf, int dest, int tag=0):
         """Start a buffered send; it is complete at once."""
@@ -329,11 +402,11 @@ cdef class Comm:
         if r == NULL:
             with nogil:
                 r = runtime.engine.irecv(self.context, world, tag, m.address, m.nbytes, False)
-        if not r.done.load():
+        if not r.done.load() or runtime.pumps is not None:
             try:
                 runtime.wait_for(r)
             except BaseException:
-                orphan(r, m, None, False)
+                orphan(r, m, NULL, None, False)
                 raise
         result = r.status
         runtime.engine.release(r)
@@ -347,10 +420,7 @@ cdef class Comm:
         """Blocking receive into `buf`, which may be longer than the message. Raises ERR_TRUNCATE when it is shorter."""
         cdef Message m
         decode(buf, &m, True)
-        try:
-            self.receive_blocking(&m, source, tag, status)
-        finally:
-            release(&m)
+        self.receive_blocking(&m, source, tag, status)
 
     cdef Request start_receive(self, Request r, int source, int tag, bint allocate, str what):
         cdef int world
@@ -368,6 +438,8 @@ cdef class Comm:
                 r.handle = runtime.engine.irecv(self.context, world, tag, r.message.address, r.message.nbytes, allocate)
         r.state = ACTIVE
         r.is_object = allocate
+        if runtime.pumps is not None:
+            runtime.pump()
         return r
 
     def Irecv(self, buf, int source=ANY_SOURCE, int tag=ANY_TAG):
@@ -402,10 +474,7 @@ cdef class Comm:
         """Start sending the content of `buf`, and a receive into it."""
         cdef Message m
         decode(buf, &m, True)
-        try:
-            copy = (<const char *>m.address)[:m.nbytes] if m.nbytes else b""
-        finally:
-            release(&m)
+        copy = (<const char *>m.address)[:m.nbytes] if m.nbytes else b""
         return self.Isendrecv(copy, dest, sendtag, buf, source, recvtag)
 
     def Sendrecv_replace(self, buf, int dest, int sendtag=0, int source=ANY_SOURCE, int recvtag=ANY_TAG, status=None):
@@ -427,6 +496,8 @@ cdef class Comm:
         with nogil:
             there = runtime.engine.iprobe(self.context, world, tag, &found)
         runtime.run_parked()
+        if there and found.error != Error.kNone:
+            fail_status(&found, self.rank_of(found.source), 0, "Iprobe")
         if there:
             fill_status(status, &found, self.rank_of(found.source))
         return there
@@ -504,11 +575,11 @@ cdef class Comm:
         if r == NULL:
             with nogil:
                 r = runtime.engine.irecv(self.context, world, tag, NULL, 0, True)
-        if not r.done.load():
+        if not r.done.load() or runtime.pumps is not None:
             try:
                 runtime.wait_for(r)
             except BaseException:
-                orphan(r, NULL, None, False)
+                orphan(r, NULL, NULL, None, False)
                 raise
         result = r.status
         chunk = own(r.buffer, result.bytes)
@@ -547,7 +618,7 @@ cdef class Comm:
             self.schedules[key] = s
         return s
 
-    cdef int run(self, CachedSchedule s, const void *send, void *receive, Reduction reduction, object keep, str what) except -1:
+    cdef int run(self, CachedSchedule s, Message *send, Message *receive, Reduction reduction, str what) except -1:
         cdef Binding b
         cdef EngineRequest *r
         cdef EngineStatus status
@@ -555,8 +626,8 @@ cdef class Comm:
         b.tag = self.tag
         self.tag = (self.tag + 256) & TAG_UB
         b.world = self.world
-        b.send_buffer = send
-        b.receive_buffer = receive
+        b.send_buffer = send.address if send != NULL else NULL
+        b.receive_buffer = receive.address if receive != NULL else NULL
         b.python_op = NULL
         b.reduce = NULL
         b.element_size = 1
@@ -571,17 +642,19 @@ cdef class Comm:
         if r == NULL:
             with nogil:
                 r = runtime.engine.start(schedule[0], b)
-        if not r.done.load():
+        if not r.done.load() or runtime.pumps is not None:
             try:
                 runtime.wait_for(r)
             except BaseException:
-                orphan(r, NULL, (s, reduction, keep), False)
+                orphan(r, send, receive, (s, reduction), False)
                 raise
         status = r.status
         if r.done.load():
             runtime.engine.release(r)
         else:
-            orphan(r, NULL, (s, reduction, keep), False)  # failed, but not out of the buffers yet
+            orphan(r, send, receive, (s, reduction), False)  # failed, but not out of the buffers yet
+        if runtime.pumps is not None:
+            runtime.drain()
         if status.error != Error.kNone:
             fail_status(&status, self.rank_of(status.source), status.bytes, what)
         return 0
@@ -591,17 +664,14 @@ cdef class Comm:
         self.check()
         if self.barrier_schedule is None:
             self.barrier_schedule = self.schedule(("barrier",))
-        self.run(self.barrier_schedule, NULL, NULL, None, None, "Barrier")
+        self.run(self.barrier_schedule, NULL, NULL, None, "Barrier")
 
     def Bcast(self, buf, int root=0):
         """Send `buf` of the root to all."""
         cdef Message m
         self.check_root(root)
         decode(buf, &m, self.rank_ != root)
-        try:
-            self.run(self.schedule(("bcast", m.nbytes, root)), NULL, m.address, None, buf, "Bcast")
-        finally:
-            release(&m)
+        self.run(self.schedule(("bcast", m.nbytes, root)), NULL, &m, None, "Bcast")
 
     cdef int same_size(self, Message *send, Message *receive, str what) except -1:
         if send.nbytes != receive.nbytes:
@@ -619,18 +689,11 @@ cdef class Comm:
         if in_place and not at_root:
             fail(ERR_BUFFER, "Reduce: IN_PLACE is for the root")
         decode(recvbuf if in_place else sendbuf, &s, in_place)
-        try:
-            decode(recvbuf if at_root else None, &r, True)
-            try:
-                if at_root:
-                    self.same_size(&s, &r, "Reduce")
-                reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
-                self.run(self.schedule(("reduce", s.nbytes, root, in_place, reduction.op.commutative)), s.address, r.address, reduction,
-                         (sendbuf, recvbuf), "Reduce")
-            finally:
-                release(&r)
-        finally:
-            release(&s)
+        decode(recvbuf if at_root else None, &r, True)
+        if at_root:
+            self.same_size(&s, &r, "Reduce")
+        reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+        self.run(self.schedule(("reduce", s.nbytes, root, in_place, reduction.op.commutative)), &s, &r, reduction, "Reduce")
 
     def Allreduce(self, sendbuf, recvbuf, op=None):
         """Combine the elements of all ranks with `op` (default SUM) into recvbuf of all; the same bits everywhere."""
@@ -639,17 +702,10 @@ cdef class Comm:
         cdef Reduction reduction
         self.check()
         decode(recvbuf, &r, True)
-        try:
-            decode(recvbuf if in_place else sendbuf, &s, False)
-            try:
-                self.same_size(&s, &r, "Allreduce")
-                reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
-                self.run(self.schedule(("allreduce", s.nbytes, in_place, reduction.op.commutative)), s.address, r.address, reduction,
-                         (sendbuf, recvbuf), "Allreduce")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        decode(recvbuf if in_place else sendbuf, &s, False)
+        self.same_size(&s, &r, "Allreduce")
+        reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+        self.run(self.schedule(("allreduce", s.nbytes, in_place, reduction.op.commutative)), &s, &r, reduction, "Allreduce")
 
     cdef int run_reducing(self, str name, object sendbuf, object recvbuf, object op, tuple sizes, str what) except -1:
         """A reduction whose operand and result have the sizes that the caller checked; in place: the operand is in recvbuf."""
@@ -659,33 +715,27 @@ cdef class Comm:
         cdef int64_t blocks
         self.check()
         decode(recvbuf, &r, True)
-        try:
-            decode(recvbuf if in_place else sendbuf, &s, False)
-            try:
-                reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
-                if sizes is None and name == "reduce_scatter_block":
-                    if in_place:
-                        sizes = (self.block_of(&r, "Reduce_scatter_block: recvbuf"),)
-                    elif s.nbytes != r.nbytes * self.size_:
-                        fail(ERR_COUNT, f"{what}: sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes} for each of {self.size_} ranks")
-                    else:
-                        sizes = (r.nbytes,)
-                elif sizes is None:
-                    self.same_size(&s, &r, what)
-                    sizes = (r.nbytes,)
-                else:
-                    if len(sizes) != self.size_ or min(sizes) < 0:
-                        fail(ERR_COUNT, f"{what}: recvcounts {list(sizes)}, must be {self.size_} numbers, not negative")
-                    sizes = tuple([n * reduction.datatype.size for n in sizes])
-                    blocks = sum(sizes)
-                    if s.nbytes < blocks or r.nbytes < <int64_t>sizes[self.rank_]:
-                        fail(ERR_COUNT, f"{what}: blocks of {list(sizes)} bytes; sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes}")
-                    sizes = (sizes,)
-                self.run(self.schedule((name, *sizes, in_place)), s.address, r.address, reduction, (sendbuf, recvbuf), what)
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        decode(recvbuf if in_place else sendbuf, &s, False)
+        reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+        if sizes is None and name == "reduce_scatter_block":
+            if in_place:
+                sizes = (self.block_of(&r, "Reduce_scatter_block: recvbuf"),)
+            elif s.nbytes != r.nbytes * self.size_:
+                fail(ERR_COUNT, f"{what}: sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes} for each of {self.size_} ranks")
+            else:
+                sizes = (r.nbytes,)
+        elif sizes is None:
+            self.same_size(&s, &r, what)
+            sizes = (r.nbytes,)
+        else:
+            if len(sizes) != self.size_ or min(sizes) < 0:
+                fail(ERR_COUNT, f"{what}: recvcounts {list(sizes)}, must be {self.size_} numbers, not negative")
+            sizes = tuple([n * reduction.datatype.size for n in sizes])
+            blocks = sum(sizes)
+            if s.nbytes < blocks or r.nbytes < <int64_t>sizes[self.rank_]:
+                fail(ERR_COUNT, f"{what}: blocks of {list(sizes)} bytes; sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes}")
+            sizes = (sizes,)
+        self.run(self.schedule((name, *sizes, in_place)), &s, &r, reduction, what)
         return 0
 
     def Reduce_scatter_block(self, sendbuf, recvbuf, op=None):
@@ -699,7 +749,7 @@ cdef class Comm:
         if recvcounts is None:
             decode(recvbuf, &r, True)
             mine = r.count
-            release(&r)
+            r.release()
             if sendbuf is IN_PLACE:
                 fail(ERR_COUNT, "Reduce_scatter: IN_PLACE needs recvcounts")
             everybody = array("q", bytes(8 * self.Get_size()))
@@ -737,17 +787,11 @@ cdef class Comm:
         if in_place and not at_root:
             fail(ERR_BUFFER, "Gather: IN_PLACE is for the root")
         decode(None if in_place else sendbuf, &s, False)
-        try:
-            decode_whole(recvbuf if at_root else None, &r, True, self.size_)
-            try:
-                block = self.block_of(&r, "Gather: recvbuf") if at_root else s.nbytes
-                if at_root and not in_place:
-                    self.same_block(block, s.nbytes, "Gather")
-                self.run(self.schedule(("gather", block, root, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Gather")
-            finally:
-                release(&r)
-        finally:
-            release(&s)
+        decode_whole(recvbuf if at_root else None, &r, True, self.size_)
+        block = self.block_of(&r, "Gather: recvbuf") if at_root else s.nbytes
+        if at_root and not in_place:
+            self.same_block(block, s.nbytes, "Gather")
+        self.run(self.schedule(("gather", block, root, in_place)), &s, &r, None, "Gather")
 
     def Scatter(self, sendbuf, recvbuf, int root=0):
         """Hand out the blocks of sendbuf of the root, by rank, to recvbuf of every rank."""
@@ -760,17 +804,11 @@ cdef class Comm:
         if in_place and not at_root:
             fail(ERR_BUFFER, "Scatter: IN_PLACE is for the root")
         decode(None if in_place else recvbuf, &r, True)
-        try:
-            decode_whole(sendbuf if at_root else None, &s, False, self.size_)
-            try:
-                block = self.block_of(&s, "Scatter: sendbuf") if at_root else r.nbytes
-                if at_root and not in_place:
-                    self.same_block(block, r.nbytes, "Scatter")
-                self.run(self.schedule(("scatter", block, root, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Scatter")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        decode_whole(sendbuf if at_root else None, &s, False, self.size_)
+        block = self.block_of(&s, "Scatter: sendbuf") if at_root else r.nbytes
+        if at_root and not in_place:
+            self.same_block(block, r.nbytes, "Scatter")
+        self.run(self.schedule(("scatter", block, root, in_place)), &s, &r, None, "Scatter")
 
     def Allgather(self, sendbuf, recvbuf):
         """Collect sendbuf of every rank, by rank, in recvbuf of all."""
@@ -779,17 +817,11 @@ cdef class Comm:
         cdef int64_t block
         self.check()
         decode_whole(recvbuf, &r, True, self.size_)
-        try:
-            decode(None if in_place else sendbuf, &s, False)
-            try:
-                block = self.block_of(&r, "Allgather: recvbuf")
-                if not in_place:
-                    self.same_block(block, s.nbytes, "Allgather")
-                self.run(self.schedule(("allgather", block, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Allgather")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        decode(None if in_place else sendbuf, &s, False)
+        block = self.block_of(&r, "Allgather: recvbuf")
+        if not in_place:
+            self.same_block(block, s.nbytes, "Allgather")
+        self.run(self.schedule(("allgather", block, in_place)), &s, &r, None, "Allgather")
 
     def Alltoall(self, sendbuf, recvbuf):
         """Send block i of sendbuf to rank i; block j of recvbuf comes from rank j."""
@@ -798,17 +830,11 @@ cdef class Comm:
         cdef int64_t block
         self.check()
         decode_whole(recvbuf, &r, True, self.size_)
-        try:
-            decode_whole(None if in_place else sendbuf, &s, False, self.size_)
-            try:
-                block = self.block_of(&r, "Alltoall: recvbuf")
-                if not in_place:
-                    self.same_size(&s, &r, "Alltoall")
-                self.run(self.schedule(("alltoall", block, in_place)), s.address, r.address, None, (sendbuf, recvbuf), "Alltoall")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        decode_whole(None if in_place else sendbuf, &s, False, self.size_)
+        block = self.block_of(&r, "Alltoall: recvbuf")
+        if not in_place:
+            self.same_size(&s, &r, "Alltoall")
+        self.run(self.schedule(("alltoall", block, in_place)), &s, &r, None, "Alltoall")
 
     def Gatherv(self, sendbuf, recvbuf, int root=0):
         """Gather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
@@ -819,19 +845,11 @@ cdef class Comm:
         if in_place and self.rank_ != root:
             fail(ERR_BUFFER, "Gatherv: IN_PLACE is for the root")
         decode(None if in_place else sendbuf, &s, False)
-        try:
-            empty(&r)
-            if self.rank_ == root:
-                counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-            try:
-                if self.rank_ == root and not in_place and counts[root] != s.nbytes:
-                    fail(ERR_COUNT, f"Gatherv: sendbuf has {s.nbytes} bytes, the root's own block {counts[root]}")
-                self.run(self.schedule(("gatherv", s.nbytes, counts, displacements, root, in_place)), s.address, r.address, None,
-                         (sendbuf, recvbuf), "Gatherv")
-            finally:
-                release(&r)
-        finally:
-            release(&s)
+        if self.rank_ == root:
+            counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
+        if self.rank_ == root and not in_place and counts[root] != s.nbytes:
+            fail(ERR_COUNT, f"Gatherv: sendbuf has {s.nbytes} bytes, the root's own block {counts[root]}")
+        self.run(self.schedule(("gatherv", s.nbytes, counts, displacements, root, in_place)), &s, &r, None, "Gatherv")
 
     def Scatterv(self, sendbuf, recvbuf, int root=0):
         """Scatter with a count and a displacement for every rank: sendbuf is [buffer, counts, displacements, datatype]."""
@@ -842,19 +860,11 @@ cdef class Comm:
         if in_place and self.rank_ != root:
             fail(ERR_BUFFER, "Scatterv: IN_PLACE is for the root")
         decode(None if in_place else recvbuf, &r, True)
-        try:
-            empty(&s)
-            if self.rank_ == root:
-                counts, displacements = decode_blocks(sendbuf, &s, False, self.size_)
-            try:
-                if self.rank_ == root and not in_place and counts[root] > r.nbytes:
-                    fail(ERR_COUNT, f"Scatterv: recvbuf has {r.nbytes} bytes, the root's own block {counts[root]}")
-                self.run(self.schedule(("scatterv", r.nbytes, counts, displacements, root, in_place)), s.address, r.address, None,
-                         (sendbuf, recvbuf), "Scatterv")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        if self.rank_ == root:
+            counts, displacements = decode_blocks(sendbuf, &s, False, self.size_)
+        if self.rank_ == root and not in_place and counts[root] > r.nbytes:
+            fail(ERR_COUNT, f"Scatterv: recvbuf has {r.nbytes} bytes, the root's own block {counts[root]}")
+        self.run(self.schedule(("scatterv", r.nbytes, counts, displacements, root, in_place)), &s, &r, None, "Scatterv")
 
     def Allgatherv(self, sendbuf, recvbuf):
         """Allgather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
@@ -863,17 +873,10 @@ cdef class Comm:
         cdef tuple counts, displacements
         self.check()
         counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-        try:
-            decode(None if in_place else sendbuf, &s, False)
-            try:
-                if not in_place and counts[self.rank_] != s.nbytes:
-                    fail(ERR_COUNT, f"Allgatherv: sendbuf has {s.nbytes} bytes, rank {self.rank_}'s block {counts[self.rank_]}")
-                self.run(self.schedule(("allgatherv", counts, displacements, in_place)), s.address, r.address, None,
-                         (sendbuf, recvbuf), "Allgatherv")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        decode(None if in_place else sendbuf, &s, False)
+        if not in_place and counts[self.rank_] != s.nbytes:
+            fail(ERR_COUNT, f"Allgatherv: sendbuf has {s.nbytes} bytes, rank {self.rank_}'s block {counts[self.rank_]}")
+        self.run(self.schedule(("allgatherv", counts, displacements, in_place)), &s, &r, None, "Allgatherv")
 
     def Alltoallv(self, sendbuf, recvbuf):
         """Alltoall with counts and displacements for every rank on both sides."""
@@ -882,17 +885,9 @@ cdef class Comm:
         cdef tuple counts, displacements, send_counts = None, send_displacements = None
         self.check()
         counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-        try:
-            empty(&s)
-            if not in_place:
-                send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
-            try:
-                self.run(self.schedule(("alltoallv", send_counts, send_displacements, counts, displacements, in_place)), s.address,
-                         r.address, None, (sendbuf, recvbuf), "Alltoallv")
-            finally:
-                release(&s)
-        finally:
-            release(&r)
+        if not in_place:
+            send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
+        self.run(self.schedule(("alltoallv", send_counts, send_displacements, counts, displacements, in_place)), &s, &r, None, "Alltoallv")
 
 
 cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1:

@@ -3,11 +3,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
 from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 
 cdef extern from "pympx/transport.h" nogil:
     ctypedef struct mpx_transport:
-        uint32_t abi_version
         uint32_t size
         const char *name
     ctypedef struct mpx_iface_attr:
@@ -30,7 +30,6 @@ cdef extern from "pympx/transport.h" nogil:
         double reg_fixed_s
         double reg_per_byte_s
         int atomic_domain
-    enum: MPX_ABI_VERSION
 
 
 cdef extern from "engine/error.h" namespace "mpx" nogil:
@@ -42,6 +41,7 @@ cdef extern from "engine/error.h" namespace "mpx" nogil:
         kNoMemory
         kCanceled
         kReduceFailed
+        kRevoked
         kInternal
 
 
@@ -103,6 +103,29 @@ cdef extern from "engine/peer.h" namespace "mpx" nogil:
         uint64_t received_bytes
         uint64_t received_messages
 
+cdef extern from "engine/mr_cache.h" namespace "mpx" nogil:
+    cdef cppclass CacheReport "mpx::CacheReport":
+        cbool pays
+        string reason
+        uint64_t hits, misses, uncacheable, evictions, invalidated, bytes, regions
+
+cdef extern from "engine/session.h" namespace "mpx" nogil:
+    cdef cppclass LinkCounters "mpx::LinkCounters":
+        uint64_t cuts
+        uint64_t reconnects
+        uint64_t replayed
+        double longest_stall
+        double last_cut
+        double last_up
+
+
+cdef extern from "engine/agreement.h" namespace "mpx" nogil:
+    cdef cppclass AgreementResult "mpx::AgreementResult":
+        uint32_t flag
+        uint32_t next_context
+        int32_t *flag_copy
+        vector[uint8_t] gone
+
 
 cdef extern from "engine/engine.h" namespace "mpx" nogil:
     cdef cppclass Config "mpx::Config":
@@ -110,10 +133,20 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         int32_t size
         uint64_t eager_window
         double spin_seconds
+        double link_timeout
+        cbool regcache
     cdef enum class Wait(int32_t):
         kDone
         kInterrupted
         kNeedPython
+    cdef cppclass Report "mpx::Report":
+        int32_t rank
+        uint32_t kind
+        string text
+    cdef cppclass News "mpx::News":
+        uint64_t version
+        vector[Report] reports
+        vector[int32_t] living
     cdef cppclass Engine "mpx::Engine":
         Engine(const Config &, string) except +
         int add_transport(const mpx_transport *, const string &, const string &) except +
@@ -121,11 +154,24 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         string unreachable_reason(int, const string &) except +
         void set_peer(int32_t, int, const string &) except +
         string describe_protocols(int) except +
+        void set_control_lane(int32_t, int, const string &) except +
         const mpx_iface_attr &attributes(int)
         Counters transport_counters(int) except +
         Counters peer_counters(int32_t) except +
+        LinkCounters link_counters(int32_t) except +
+        CacheReport cache_report(int) except +
+        string failure_reason(int32_t) except +
         uint64_t medium_bytes(int, cbool) except +
         int32_t peer_transport(int32_t) except +
+        Request *agree(uint32_t, uint32_t, uint32_t, cbool, AgreementResult *)
+        void revoke(uint32_t)
+        cbool any_revoked()
+        cbool is_revoked(uint32_t)
+        vector[int32_t] failed_members(uint32_t)
+        int32_t acknowledge_failed(uint32_t, int32_t)
+        void tell_raised(uint32_t, uint32_t, string, cbool)
+        News news()
+        Wait wait_news(uint64_t, double)
         void begin_farewell()
         void close()
         cbool try_send(uint32_t, int32_t, int32_t, const void *, uint64_t)
@@ -138,8 +184,13 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         Request *start(Schedule &, const Binding &)
         Request *try_start(Schedule &, const Binding &, int)
         cbool take_parked(Parked *)
+        cbool take_control_need(int *)
+        void supply(int, const string &) except +
         void finish_parked(const Parked &, cbool)
         void progress()
+        void lock_for_fork()
+        void unlock_after_fork()
+        void forked()
         cbool try_poll(const Request *, int)
         Wait wait(const Request *)
         Wait wait_any(Request **, size_t)
@@ -149,4 +200,3 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         void define_context(uint32_t, const int32_t *, int32_t)
         void free_context(uint32_t)
         uint64_t unexpected_bytes()
-        int32_t failed_ranks(int32_t *, int32_t)

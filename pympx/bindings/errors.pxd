@@ -18,6 +18,7 @@ cdef enum:
     ERR_NO_MEM = 34
     ERR_UNSUPPORTED_OPERATION = 44
     ERR_PROC_FAILED = 101
+    ERR_REVOKED = 103
 
 cdef int fail(int error_class, str message) except -1
 cdef int fail_status(const Status *status, int source, unsigned long long capacity, str what) except -1

@@ -21,12 +21,13 @@ cdef class Request:
     cdef Request companion           # the send of an Isendrecv
     cdef str what
     cdef object persistent           # callable that starts it again
+    cdef object then                 # called once it ended well
     cdef bint is_done(self) except -1
     cdef int poll(self) except -1
     cdef object finish(self, object status)
     cdef int source(self) noexcept
 
 cdef Request new_request(object cls)
-cdef int orphan(EngineRequest *handle, Message *message, object keep, bint buffered) except -1
+cdef int orphan(EngineRequest *handle, Message *message, Message *second, object keep, bint buffered) except -1
 cdef int collect_orphans() except -1
 cdef EngineRequest *pending(Request r) noexcept

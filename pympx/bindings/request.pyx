@@ -3,7 +3,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdlib cimport free, malloc
 
 from . cimport runtime
-from .buffers cimport Message, release
+from .buffers cimport Message
 from .engine cimport Error
 from .engine cimport Request as EngineRequest
 from .errors cimport ERR_NO_MEM, ERR_REQUEST, fail, fail_status
@@ -17,7 +17,8 @@ cdef int PROC_NULL = -1
 # Operations whose Python owner is gone but whose buffer the engine may still touch. GIL held.
 cdef struct Orphan:
     EngineRequest *handle
-    Message message
+    Message *message    # owned: holds on memory
+    Message *second
     PyObject *keep
     bint buffered       # sent by Bsend: Detach_buffer waits for it
     Orphan *next
@@ -25,8 +26,17 @@ cdef struct Orphan:
 cdef Orphan *orphans = NULL
 
 
-cdef int orphan(EngineRequest *handle, Message *message, object keep, bint buffered) except -1:
-    """Take over a request that nobody will wait for, with its hold on memory."""
+cdef Message *moved(Message *message) except *:
+    """Move a hold on memory to the heap; NULL stays NULL."""
+    cdef Message *copy = NULL
+    if message != NULL:
+        copy = new Message()
+        copy.take(message[0])
+    return copy
+
+
+cdef int orphan(EngineRequest *handle, Message *message, Message *second, object keep, bint buffered) except -1:
+    """Take over a request that nobody will wait for, with its holds on memory (NULL: none)."""
     global orphans
     cdef Orphan *o
     if runtime.engine == NULL:
@@ -38,12 +48,8 @@ cdef int orphan(EngineRequest *handle, Message *message, object keep, bint buffe
         fail(ERR_NO_MEM, "no memory for the record of an abandoned request")
     o.handle = handle
     o.buffered = buffered
-    o.message.has_view = False
-    o.message.owner = NULL
-    if message != NULL:
-        o.message = message[0]
-        message.has_view = False
-        message.owner = NULL
+    o.message = moved(message)
+    o.second = moved(second)
     Py_INCREF(keep)
     o.keep = <PyObject *>keep
     o.next = orphans
@@ -63,7 +69,8 @@ cdef int collect_orphans() except -1:
         link[0] = o.next
         if runtime.engine != NULL:
             runtime.engine.release(o.handle)
-        release(&o.message)
+        del o.message
+        del o.second
         Py_DECREF(<object>o.keep)
         free(o)
     return 0
@@ -107,8 +114,6 @@ cdef class Request:
         self.handle = NULL
         self.inverse = NULL
         self.state = NULL_REQUEST
-        self.message.has_view = False
-        self.message.owner = NULL
         self.what = ""
         if request is not None and original(request).state != NULL_REQUEST:
             # another name for the same operation; the first to complete it takes its result
@@ -120,8 +125,7 @@ cdef class Request:
             if self.handle.done.load():
                 runtime.engine.release(self.handle)
             else:
-                orphan(self.handle, &self.message, self.keep, False)
-        release(&self.message)
+                orphan(self.handle, &self.message, NULL, self.keep, False)
 
     def __eq__(self, other):
         if not isinstance(other, Request):
@@ -159,7 +163,7 @@ cdef class Request:
         if before == ALIAS:
             return (<Request>self.keep).finish(status)
         self.state = INACTIVE if self.persistent is not None else NULL_REQUEST
-        release(&self.message)
+        self.message.release()
         if self.companion is not None:
             companion, self.companion = self.companion, None
             (<Request>companion).finish(None)
@@ -180,6 +184,9 @@ cdef class Request:
             runtime.engine.release(handle)
             if self.persistent is None:
                 self.keep = None
+        if self.then is not None:
+            then, self.then = self.then, None
+            then()
         return loads(result) if result is not None else None
 
     cdef int source(self) noexcept:
@@ -204,6 +211,8 @@ cdef class Request:
         while handle != NULL:
             runtime.wait_for(handle)
             handle = pending(self)
+        if runtime.pumps is not None and self.state != NULL_REQUEST:
+            runtime.drain()  # the peer waits for what a send has only queued so far
 
     def Test(self, status=None):
         """Return whether the operation is complete; if so the request is freed."""
@@ -258,12 +267,12 @@ cdef class Request:
         if self.state == NULL_REQUEST:
             fail(ERR_REQUEST, "Free: the request is REQUEST_NULL")
         if self.state == ACTIVE:
-            orphan(self.handle, &self.message, self.keep, False)
+            orphan(self.handle, &self.message, NULL, self.keep, False)
         self.persistent = None
         self.handle = NULL
         self.state = NULL_REQUEST
         self.keep = None
-        release(&self.message)
+        self.message.release()
 
     def free(self):
         """Forget the request."""
@@ -489,14 +498,17 @@ def make_persistent(Request request, starter):
     return request
 
 
+def call_after(Request request, then):
+    """Let `then()` be called when the request has ended without an error."""
+    request.then = then
+
+
 def adopt(Request request, Request operation):
     """Let `request` stand for the operation that `operation` holds, which becomes REQUEST_NULL."""
     request.handle = operation.handle
     request.inverse = operation.inverse
     operation.handle = NULL
     request.state, operation.state = operation.state, NULL_REQUEST
-    request.message = operation.message
-    operation.message.has_view = False
-    operation.message.owner = NULL
+    request.message.take(operation.message)
     request.keep, request.comm, request.what = operation.keep, operation.comm, operation.what
-    request.companion = operation.companion
+    request.companion, request.then = operation.companion, operation.then
