@@ -10,8 +10,9 @@ import pluggy
 from . import hookspecs
 from .api import TransportPlugin
 
-#: in order of preference for ``auto``
-IN_TREE = ("self", "shm", "tcp")
+#: what ``auto`` tries, in this order
+AUTO = ("shm", "verbs", "tcp")
+IN_TREE = ("self", *AUTO, "mpi", "fault")
 
 
 def names() -> dict[str, str]:
