@@ -1,53 +1,32 @@
 """Who am I, who are the others: finds the launcher that started this process and joins it.
 
 `detect` names the way, `join` takes it. Signs of a launcher that cannot be joined raise BootstrapError, so that no rank ever believes to
-be alone by mistake; PYMPX_BOOTSTRAP=single says that it is. A child process inherits its parent's variables but not its place: `join`
-leaves a mark in the environment, ``PYMPX_BOOT=pid:signature``, by which a child recognizes that the variables were meant for its parent.
-A launcher started by a rank sets variables of its own, so that its ranks have another signature and join that launcher.
+be alone by mistake; PYMPX_BOOTSTRAP=single says that it is. Whose the signs are, a rank's or its child's, is told by signs.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
 
 from .base import Bootstrap, BootstrapError
 from .environment import socket_inode
+from .signs import MARK, is_descendant, mark, own_signs
 
 __all__ = ["Bootstrap", "BootstrapError", "detect", "join", "join_or_exit"]
 
-_WAYS = ("pmi1", "env", "single")
-_MARK = "PYMPX_BOOT"
-_SIGNATURE = (
-    "PYMPX_BOOTSTRAP",
-    "PMI_FD", "PMI_RANK", "PMI_SIZE", "PMI_PORT", "PMI_ID",
-    "PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE",
-    "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
-    "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID",
-)  # fmt: skip
+#: How a rank can join, and the signs that each way needs; mpi4py's launcher is MPI's own affair.
+_WAYS: dict[str, tuple[str, ...]] = {
+    "pmi1": ("pmi-fd", "pmi-port"),
+    "pmix": ("pmix",),
+    "env": ("env",),
+    "slurm": ("srun",),
+    "mpi4py": ("pmi-fd", "pmi-port", "pmix", "open-mpi", "srun"),
+    "single": (),
+}
 #: Slurm numbers the steps that are not started by a user's srun (batch script, interactive shell) from here on.
 _SLURM_SPECIAL_STEPS = 0xFFFFFFF0
-
-
-def _signature(environ: Mapping[str, str]) -> str:
-    words = "\0".join(environ.get(key, "") for key in _SIGNATURE)
-    return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _mark(environ: Mapping[str, str]) -> str:
-    return f"{os.getpid()}:{_signature(environ)}:{socket_inode(environ.get('PMI_FD'))}"
-
-
-def _is_child_of_rank(environ: Mapping[str, str]) -> bool:
-    pid, _, rest = environ.get(_MARK, "").partition(":")
-    signature, _, inode = rest.partition(":")
-    if not signature or pid == str(os.getpid()) or signature != _signature(environ):
-        return False
-    # Two Hydras can set equal variables; the sockets behind PMI_FD still differ.
-    own = str(socket_inode(environ.get("PMI_FD")))
-    return own in ("0", inode)
 
 
 def _positive(environ: Mapping[str, str], *keys: str) -> int:
@@ -57,44 +36,53 @@ def _positive(environ: Mapping[str, str], *keys: str) -> int:
 
 
 def detect(environ: Mapping[str, str]) -> str:
-    """Return how this process joins its job: "pmi1", "env" or "single".
+    """Return how this process joins its job: "pmi1", "pmix", "env", "slurm", "mpi4py" or "single".
 
     Raises BootstrapError when a launcher left its signs but cannot be joined, or PYMPX_BOOTSTRAP names no way.
     """
-    if _is_child_of_rank(environ):
-        return "single"
-    forced = environ.get("PYMPX_BOOTSTRAP", "")
+    own = own_signs(environ)
+    forced = environ.get("PYMPX_BOOTSTRAP", "") or ("mpi4py" if _over_mpi(environ) else "")
     if forced:
-        if forced not in _WAYS:
-            raise BootstrapError(f"pympx: PYMPX_BOOTSTRAP={forced!r} is none of {', '.join(_WAYS)}: correct or unset it")
-        return forced
-    if socket_inode(environ.get("PMI_FD")) or ("PMI_PORT" in environ and "PMI_ID" in environ):
-        return "pmi1"
-    if "PMI_FD" in environ and not environ["PMI_FD"].strip().isdecimal():
+        return _forced(forced, own, environ)
+    if "pmi-fd" in own and not environ["PMI_FD"].strip().isdecimal():
         raise BootstrapError(f"pympx: PMI_FD={environ['PMI_FD']!r} is not a descriptor's number: correct or unset it")
-    if "PMIX_NAMESPACE" in environ and "PMIX_RANK" in environ:
-        raise BootstrapError(
-            f"pympx: started by a PMIx launcher (PMIX_RANK={environ['PMIX_RANK']}: Open MPI, PRRTE or srun --mpi=pmix), "
-            "which cannot be joined yet: use python -m pympx run, MPICH's mpiexec or srun --mpi=pmi2"
-        )
-    if "RANK" in environ and "WORLD_SIZE" in environ:
+    if ("pmi-fd" in own and socket_inode(environ["PMI_FD"])) or "pmi-port" in own:
+        return "pmi1"
+    if "pmix" in own:
+        return "pmix"
+    if "env" in own:
         if "MASTER_ADDR" in environ or environ["WORLD_SIZE"].strip() == "1":
             return "env"
         raise BootstrapError(
             f"pympx: RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} are set without MASTER_ADDR, the host of rank 0: "
             "set it, or PYMPX_BOOTSTRAP=single"
         )
-    if _positive(environ, "OMPI_COMM_WORLD_SIZE") > 1:
+    if "open-mpi" in own and _positive(environ, "OMPI_COMM_WORLD_SIZE") > 1:
         raise BootstrapError(
-            f"pympx: started by Open MPI (OMPI_COMM_WORLD_SIZE={environ['OMPI_COMM_WORLD_SIZE']}), which cannot be joined: "
-            "use python -m pympx run or MPICH's mpiexec, or set PYMPX_BOOTSTRAP=single"
+            f"pympx: started by Open MPI (OMPI_COMM_WORLD_SIZE={environ['OMPI_COMM_WORLD_SIZE']}) without PMIx, so it cannot be joined: "
+            "use python -m pympx run or another mpiexec, or set PYMPX_BOOTSTRAP=single"
         )
-    tasks = _positive(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-    in_step = "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and _positive(environ, "SLURM_STEP_ID") < _SLURM_SPECIAL_STEPS
-    if in_step and tasks > 1:
+    if "srun" in own and _positive(environ, "SLURM_STEP_ID") < _SLURM_SPECIAL_STEPS:
+        return "slurm" if _positive(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1 else "single"
+    return "single"
+
+
+def _over_mpi(environ: Mapping[str, str]) -> bool:
+    """Return whether the messages go over another MPI: it is then MPI that has to join the launcher, and nobody can twice."""
+    transport = environ.get("PYMPX_TRANSPORT", "")
+    return transport == "mpi" or (transport == "fault" and "over=mpi" in environ.get("PYMPX_FAULT", "").split(","))
+
+
+def _forced(way: str, own: list[str], environ: Mapping[str, str]) -> str:
+    """Return what PYMPX_BOOTSTRAP=`way` means here: it is inherited by children, which have no place of their own."""
+    if way not in _WAYS:
+        raise BootstrapError(f"pympx: PYMPX_BOOTSTRAP={way!r} is none of {', '.join(_WAYS)}: correct or unset it")
+    if not is_descendant(environ) or any(kind in own for kind in _WAYS[way]):
+        return way
+    if own and way != "single":
         raise BootstrapError(
-            f"pympx: started by srun as task {environ['SLURM_PROCID']} of {tasks} without PMI, so it cannot be joined: "
-            "use srun --mpi=pmi2, or set PYMPX_BOOTSTRAP=single"
+            f"pympx: PYMPX_BOOTSTRAP={way} is inherited from a rank, but the launcher inside it left other signs ({', '.join(own)}): "
+            "unset it for that launcher"
         )
     return "single"
 
@@ -107,22 +95,38 @@ def join(environ: MutableMapping[str, str] | None = None) -> Bootstrap:
     if environ is None:
         environ = os.environ
     way = detect(environ)
-    mark = _mark(environ)
-    joined: Bootstrap
+    left = mark(environ)
+    joined = _join(way, environ)
+    environ[MARK] = left
+    return joined
+
+
+def _join(way: str, environ: Mapping[str, str]) -> Bootstrap:
     if way == "pmi1":
         from .pmi1 import Pmi1
 
-        joined = Pmi1(environ)
-    elif way == "env":
+        if "pmi-fd" not in own_signs(environ):  # an outer launcher's
+            environ = {name: value for name, value in environ.items() if name != "PMI_FD"}
+        return Pmi1(environ)
+    if way == "pmix":
+        from .pmix import Pmix
+
+        return Pmix(environ)
+    if way == "env":
         from .env import Env
 
-        joined = Env(environ)
-    else:
-        from .single import Single
+        return Env(environ)
+    if way == "slurm":
+        from .slurm import Slurm
 
-        joined = Single()
-    environ[_MARK] = mark
-    return joined
+        return Slurm(environ)
+    if way == "mpi4py":
+        from .mpi4py import Mpi4py
+
+        return Mpi4py(environ)
+    from .single import Single
+
+    return Single()
 
 
 def join_or_exit() -> Bootstrap:

@@ -13,10 +13,12 @@ class BootstrapError(RuntimeError):
 class Bootstrap(abc.ABC):
     """One rank's tie to whatever started it. Created without any exchange: rank and size need no fence."""
 
-    #: pmi1, env, single
+    #: pmi1, pmix, env, slurm, mpi4py, single
     name: str
     rank: int
     size: int
+    #: whether abort() ends the other ranks too; else only this one, and they have to see to it themselves
+    ends_others = True
 
     @abc.abstractmethod
     def allgather(self, blob: bytes) -> list[bytes]:
@@ -37,3 +39,7 @@ class Bootstrap(abc.ABC):
     @abc.abstractmethod
     def finalize(self) -> None:
         """Leave in order, so that this rank's exit is no failure. Idempotent."""
+
+    def forked(self) -> None:
+        """Called in a forked child, which is no rank: close its copies of descriptors, saying nothing to the launcher."""
+        return

@@ -13,6 +13,7 @@ at once only where the server says that it is of PMI 1.2 or newer: older ones re
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import select
@@ -167,18 +168,21 @@ class Pmi1(Bootstrap):
             return [reply.get("value", "") for reply in replies]
 
         blobs: list[bytearray] = []
-        more: list[tuple[int, str]] = []
+        counts: list[int] = []
         for index, value in enumerate(fetch([f"{name}.0" for name in names])):
             count, _, data = value.partition(".")
             chunks = wire.number({"cmd": "get_result", "chunks": count}, "chunks")
             if not 1 <= chunks <= CHUNK_LIMIT:
                 raise BootstrapError(f"PMI: {names[index]} claims to have {chunks} chunks")
             blobs.append(bytearray(wire.decode(data)))
-            more += [(index, f"{names[index]}.{chunk}") for chunk in range(1, chunks)]
-        for (index, key), value in zip(more, fetch([key for _, key in more]), strict=True):
-            if not value.startswith("."):
-                raise BootstrapError(f"PMI: {key} is not the chunk that it should be")
-            blobs[index] += wire.decode(value[1:])
+            counts.append(chunks)
+        # a window at a time: what is only claimed to be there costs nothing
+        more = ((index, f"{names[index]}.{chunk}") for index, count in enumerate(counts) for chunk in range(1, count))
+        while part := list(itertools.islice(more, self._window)):
+            for (index, key), value in zip(part, fetch([key for _, key in part]), strict=True):
+                if not value.startswith("."):
+                    raise BootstrapError(f"PMI: {key} is not the chunk that it should be")
+                blobs[index] += wire.decode(value[1:])
         return [bytes(blob) for blob in blobs]
 
     def _check_usable(self) -> None:
@@ -234,8 +238,11 @@ class Pmi1(Bootstrap):
         finally:
             self._close()
 
+    def forked(self) -> None:
+        self._close()
+
     def _close(self) -> None:
-        if self._fd >= 0 and os.getpid() == self._pid:
+        if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
         self._fd = -1
