@@ -15,6 +15,8 @@ import errno
 import os
 import selectors
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 LINE_LIMIT = 1 << 20
 BACKLOG_LIMIT = 1 << 20
@@ -34,11 +36,12 @@ class Sink:
         self.unfinished: Stream | None = None
         #: why output was lost
         self.error: OSError | None = None
+        #: nobody reads it any more
+        self.closed = False
         self._fd = fd
         self._selector = selector
         self._pending = bytearray()
         self._waiting = False
-        self._closed = False
 
     @property
     def idle(self) -> bool:
@@ -46,7 +49,7 @@ class Sink:
         return not self._pending
 
     def write(self, data: bytes) -> None:
-        if self._closed:
+        if self.closed:
             return
         self._pending += data
         if not self._waiting:
@@ -57,7 +60,7 @@ class Sink:
                 while self._pending:
                     self._write_out(len(self._pending))
         if len(self._pending) > BACKLOG_LIMIT:
-            for stream in self.streams:
+            for stream in list(self.streams):
                 stream.pause()
 
     def _drain(self, _events: int) -> None:
@@ -66,7 +69,7 @@ class Sink:
             self._selector.unregister(self._fd)
             self._waiting = False
         if len(self._pending) <= BACKLOG_LIMIT // 2:
-            for stream in self.streams:
+            for stream in list(self.streams):
                 stream.resume()
 
     def _write_out(self, most: int) -> None:
@@ -82,7 +85,7 @@ class Sink:
     def _fail(self, error: OSError) -> None:
         if error.errno != errno.EPIPE:  # a reader that has gone wants no more; anything else loses output
             self.error = error
-        self._closed = True
+        self.closed = True
         self._pending.clear()
         if self._waiting:
             self._selector.unregister(self._fd)
@@ -91,20 +94,24 @@ class Sink:
             stream.close()
 
 
-class Stream:
-    """One rank's stdout or stderr: owns the reading end of its pipe until end-of-file."""
+class Source(Protocol):
+    """Where a stream's bytes come from. It may bring a few more after `pause`, none after `close`."""
 
-    def __init__(self, fd: int, sink: Sink, prefix: bytes, selector: selectors.BaseSelector) -> None:
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Pipe:
+    """The reading end of a pipe, in the selector unless paused: gives `take` what comes, calls `ended` at end-of-file, then is closed."""
+
+    def __init__(self, fd: int, selector: selectors.BaseSelector, take: Callable[[bytes], None], ended: Callable[[], None]) -> None:
         os.set_blocking(fd, False)
-        self.show_at: float | None = None
         self._fd = fd
-        self._sink = sink
-        self._prefix = prefix
         self._selector = selector
-        self._partial = bytearray()
-        self._starts_line = True
+        self._take = take
+        self._ended = ended
         self._reading = False
-        sink.streams.append(self)
         self.resume()
 
     def resume(self) -> None:
@@ -118,23 +125,19 @@ class Stream:
             self._reading = False
 
     def close(self) -> None:
-        """Pass on what is left and give the pipe back."""
-        if self._fd < 0:
-            return
-        self.pause()
-        os.close(self._fd)
-        self._fd = -1
-        self._sink.streams.remove(self)
-        self._flush(len(self._partial))
+        if self._fd >= 0:
+            self.pause()
+            os.close(self._fd)
+            self._fd = -1
 
     def take_rest(self) -> None:
-        """Read what the pipe holds now, without waiting; closed at its end-of-file."""
+        """Read what the pipe holds now, without waiting; then close it."""
         for _ in range(_PIPE_READS):
             if self._fd < 0 or not self._read_once():
-                return
-
-    def show_unfinished(self) -> None:
-        self._flush(len(self._partial))
+                break
+        if self._fd >= 0:
+            self.close()
+            self._ended()
 
     def _read(self, _events: int) -> None:
         self._read_once()
@@ -145,9 +148,54 @@ class Stream:
             data = os.read(self._fd, _READ_SIZE)
         except BlockingIOError:
             return False
-        if not data:
+        if data:
+            self._take(data)
+        else:
             self.close()
-            return False
+            self._ended()
+        return bool(data)
+
+
+class Stream:
+    """One rank's stdout or stderr: makes lines of what `source`, which is set by its maker, brings by `take`, until `end`."""
+
+    source: Source
+
+    def __init__(self, sink: Sink, prefix: bytes) -> None:
+        self.show_at: float | None = None
+        self._sink = sink
+        self._prefix = prefix
+        self._partial = bytearray()
+        self._starts_line = True
+        sink.streams.append(self)
+
+    def resume(self) -> None:
+        self.source.resume()
+
+    def pause(self) -> None:
+        self.source.pause()
+
+    @property
+    def unwanted(self) -> bool:
+        """True when nobody reads what it brings."""
+        return self._sink.closed
+
+    def close(self) -> None:
+        """Pass on what is left; nothing more is wanted from the source."""
+        if self in self._sink.streams:
+            self.source.close()
+            self.end()
+
+    def end(self) -> None:
+        """The source brings nothing more: pass on what is left. Idempotent."""
+        if self in self._sink.streams:
+            self._sink.streams.remove(self)
+            self._flush(len(self._partial))
+
+    def show_unfinished(self) -> None:
+        self._flush(len(self._partial))
+
+    def take(self, data: bytes) -> None:
         end = data.rfind(b"\n") + 1
         if end:
             end += len(self._partial)
@@ -157,7 +205,6 @@ class Stream:
         self._flush(end)
         if self._sink.terminal:
             self.show_at = time.monotonic() + SHOW_AFTER if self._partial else None
-        return True
 
     def _flush(self, length: int) -> None:
         """Pass on the first `length` bytes of what has come."""

@@ -17,17 +17,19 @@ _VALUE_MAX = 1024
 
 
 class Pmi1Server:
-    """Serves the ranks of one job. `send(rank, data)` must take the data at once (it may buffer)."""
+    """Serves the ranks of one job. `send(rank, data)` must take the data at once (it may buffer). `mapping`: which ranks share a node."""
 
-    def __init__(self, size: int, space: str, send: Callable[[int, bytes], None]) -> None:
+    def __init__(self, size: int, space: str, send: Callable[[int, bytes], None], mapping: str) -> None:
         self._size = size
         self._space = space
         self._send = send
-        self._store = {"PMI_process_mapping": f"(vector,(0,1,{size}))"}
+        self._store = {"PMI_process_mapping": mapping}
         self._readers = [wire.LineReader() for _ in range(size)]
         self._waiting: set[int] = set()
         self._left: set[int] = set()
         self._joined: set[int] = set()
+        #: whether the ranks have exchanged what they need to find each other
+        self.all_met = size == 1
         #: (rank, exit code) of the first rank that asked for the job's end
         self.aborted: tuple[int, int] | None = None
 
@@ -60,6 +62,7 @@ class Pmi1Server:
             reply = f"cmd=barrier_out rc=-1 msg=rank_{gone}_left_the_job\n"
         elif len(self._waiting) == self._size:
             reply = "cmd=barrier_out rc=0\n"
+            self.all_met = True
         else:
             return
         waiting, self._waiting = self._waiting, set()
