@@ -227,6 +227,7 @@ from .api.environment import (
     Finalize,
     Get_error_class,
     Get_error_string,
+    Get_hw_resource_info,
     Get_library_version,
     Get_processor_name,
     Get_version,
@@ -235,6 +236,7 @@ from .api.environment import (
     Is_finalized,
     Is_initialized,
     Is_thread_main,
+    Pcontrol,
     Query_thread,
     Wtick,
     Wtime,
@@ -337,6 +339,8 @@ from .api.memory import (
     Detach_buffer,
     Free_mem,
     Get_address,
+    buffer,
+    memory,
 )
 from .api.objects import lock_table as _comm_lock_table  # noqa: F401 - mpi4py.util.pkl5 uses it
 from .api.op import (
@@ -385,12 +389,10 @@ from .api.unsupported import (
     Get_abi_fortran_info,
     Get_abi_info,
     Get_abi_version,
-    Get_hw_resource_info,
     Iflush_buffer,
     Lookup_name,
     Message,
     Open_port,
-    Pcontrol,
     Publish_name,
     Register_datarep,
     Remove_error_class,
@@ -399,8 +401,6 @@ from .api.unsupported import (
     Session,
     Unpublish_name,
     Win,
-    buffer,
-    memory,
 )
 
 __all__ = [

@@ -9,28 +9,32 @@ import atexit
 import contextlib
 import json
 import os
+import socket
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import NoReturn
 
-from . import config
+from . import config, uncaught
 from .bindings import runtime as engine
-from .bootstrap import join_or_exit
+from .bootstrap import detect, join_or_exit
 from .bootstrap.base import Bootstrap, BootstrapError
-from .plugins import manager
+from .plugins import TransportPlugin, manager
 
+#: carries the control lanes of transports whose eps are connected pairwise
+_CONTROL = "tcp"
 _lock = threading.RLock()
 _bootstrap: Bootstrap | None = None
 #: names of the transports that were opened, by the engine's number
 transports: list[str] = []
+_plugins: list[TransportPlugin] = []
 #: why a transport is not used, by name
 unused: dict[str, str] = {}
 #: ranks that an opened transport does not reach from here, by (transport, reason)
 unreached: dict[tuple[str, str], list[int]] = {}
+_connected = False
 _finalized = False
 _on_ready: list[Callable[[], None]] = []
 _before_farewell: list[Callable[[], None]] = []
@@ -47,8 +51,6 @@ def bootstrap() -> Bootstrap:
         if _bootstrap is None:
             _bootstrap = join_or_exit()
             atexit.register(_finalize_at_exit)
-            _end_job_on_exception()
-            os.register_at_fork(after_in_child=_forked)
         return _bootstrap
 
 
@@ -64,6 +66,7 @@ def before_farewell(call: Callable[[], None]) -> None:
 
 def start() -> None:
     """Open transports and know all peers. Collective over the job; ends it, with one line that says why, when that fails."""
+    global _connected
     with _lock:
         if engine.is_running():
             return
@@ -71,10 +74,11 @@ def start() -> None:
         try:
             _start(boot)
         except (RuntimeError, LookupError, OSError, ValueError) as error:
-            engine.end(f"the runtime could not start: {error}")
+            _end(f"the runtime could not start: {error}")
             if boot.size == 1:
                 raise
             _give_up(boot, f"pympx: {error}")
+        _connected = True
         for call in _on_ready:
             call()
 
@@ -84,14 +88,16 @@ def _start(boot: Bootstrap) -> None:
     spin = config.get("PYMPX_SPIN")
     window = config.get("PYMPX_EAGER_WINDOW")
     timeout = config.get("PYMPX_TIMEOUT") or 0
-    host = host_identity()
-    said = boot.allgather(host + (b"R" if config.get("PYMPX_REPORT") else b"-"))
-    crowded = [text[:-1] for text in said].count(host) > len(os.sched_getaffinity(0))
+    kernel = host_identity().decode()
+    mine = [kernel, socket.gethostname(), bool(config.get("PYMPX_REPORT"))]
+    kernels, hosts, reports = zip(*map(json.loads, boot.allgather(json.dumps(mine).encode())), strict=True)
+    crowded = kernels.count(kernel) > len(os.sched_getaffinity(0))
     spin = (2e-6 if crowded else 50e-6) if spin is None else spin
-    engine.create(boot.rank, boot.size, boot.job_key(), window, spin, 2 if crowded else 400)
+    polls, regcache = 2 if crowded else 400, config.get("PYMPX_REGCACHE") == "auto"
+    engine.create(boot.rank, list(hosts), boot.job_key(), window, spin, polls, config.get("PYMPX_LINK_TIMEOUT"), regcache)
     engine.set_timeout(timeout)
     _connect(boot, wanted)
-    if any(text.endswith(b"R") for text in said):
+    if any(reports):
         from .tools import report
 
         when_ready(report.install)
@@ -104,34 +110,44 @@ def _connect(boot: Bootstrap, wanted: str) -> None:
     left = [rank for rank in range(boot.size) if rank != boot.rank]
     if boot.size == 1:
         return
-    names = [name for name in manager.IN_TREE if name != "self"] if wanted == "auto" else [wanted]
+    names = list(manager.AUTO) if wanted == "auto" else [wanted]
     reasons: list[str] = []
     for name in names:
         try:
-            number = _open(name)
+            number, control = _open_with_control(name)
             blob = engine.address(number)
+            blob = struct.pack("<I", len(blob)) + blob + (engine.address(control) if control >= 0 else b"")
         except (RuntimeError, LookupError, OSError, ValueError) as error:
-            number, blob = -1, b""
+            number, control, blob = -1, -1, b""
             unused[name] = str(error)
         # One exchange each, so that a transport that nobody needs is never opened.
-        for rank, address in enumerate(boot.allgather(blob)):
+        for rank, said in enumerate(boot.allgather(b"+" + blob if number >= 0 else b"-" + unused[name].encode())):
             if rank not in left:
                 continue
+            address = lane = b""
+            if said.startswith(b"+"):
+                length = struct.unpack_from("<I", said, 1)[0]
+                address, lane = said[5 : 5 + length], said[5 + length :]
             if number < 0:
                 reason = unused[name]
             elif not address:
-                reason = f"rank {rank} has no {name}"
+                reason = f"rank {rank} has no {name}: {said[1:].decode(errors='replace')}"
             else:
                 reason = engine.unreachable_reason(number, address)
+                if not reason and control >= 0:
+                    reason = engine.unreachable_reason(control, lane)
             if not reason:
                 engine.set_peer(rank, number, address)
+                if control >= 0:
+                    engine.set_control_lane(rank, control, lane)
                 left.remove(rank)
                 continue
             if number >= 0:
                 unreached.setdefault((name, reason), []).append(rank)
             if reason not in reasons:
                 reasons.append(reason)
-        if not any(boot.allgather(struct.pack("<I", len(left)))[r] != b"\0\0\0\0" for r in range(boot.size)):
+        missing = boot.allgather(struct.pack("<I", len(left)))
+        if not any(any(count) for count in missing):
             for other in names[names.index(name) + 1 :]:
                 unused[other] = f"{name} reaches every rank"
             return
@@ -139,14 +155,50 @@ def _connect(boot: Bootstrap, wanted: str) -> None:
                          + ("; ".join(reasons[:3]) or "another rank has no transport to a peer"))
 
 
-def _open(name: str) -> int:
+def _probed(name: str) -> TransportPlugin:
     plugin = manager.load(name)
     reason = plugin.probe()
     if reason is not None:
         raise TransportError(reason)
-    number: int = engine.add_transport(plugin.table(), plugin.device(), json.dumps(plugin.config()))
+    return plugin
+
+
+def _open(name: str, plugin: TransportPlugin | None = None) -> int:
+    """Open a transport, if it is not open yet; return its number."""
+    if name in transports:
+        return transports.index(name)
+    plugin = plugin or _probed(name)
+    plugin.prepare(bootstrap().job_key())
+    try:
+        number: int = engine.add_transport(plugin.table(), plugin.device(), json.dumps(plugin.config()))
+    except BaseException:
+        plugin.close()
+        raise
+    _plugins.append(plugin)
     transports.append(name)
+    pump = plugin.pump()
+    if pump is not None:
+        engine.add_pump(pump)
     return number
+
+
+def _open_with_control(name: str) -> tuple[int, int]:
+    """Open a transport, and before it the one that it needs for control lanes; return their numbers, -1 where none is needed."""
+    plugin = _probed(name)
+    control = _open(_CONTROL) if plugin.pairwise else -1
+    return _open(name, plugin), control
+
+
+def supply(number: int) -> str:
+    """Return, as JSON, what the fast path of transport `number` asked its control path for."""
+    return json.dumps(_plugins[number].supply())
+
+
+def _end(reason: str) -> None:
+    """Close the engine, then the transports' control paths; later communication raises `reason`."""
+    engine.end(reason)
+    while _plugins:
+        _plugins.pop().close()
 
 
 def host_identity() -> bytes:
@@ -162,16 +214,17 @@ def _give_up(boot: Bootstrap, message: str) -> NoReturn:
     boot.abort(1, message)
 
 
-def _end_job_on_exception() -> None:
-    """Let an exception that nobody catches end the whole job: the other ranks would wait for this one for ever."""
-    show = sys.excepthook
-
-    def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-        show(kind, value, trace)
-        if _bootstrap is not None and _bootstrap.size > 1 and not _finalized:
-            abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
-
-    sys.excepthook = hook
+def _job_with_others() -> Bootstrap | None:
+    """Return this rank's tie to a job of several, None when there is none, or when it has been left."""
+    if _finalized:
+        return None
+    try:
+        if _bootstrap is None and detect(os.environ) == "single":
+            return None
+        boot = bootstrap()
+    except (BootstrapError, SystemExit):
+        return None  # what is to be said is the exception
+    return boot if boot.size > 1 else None
 
 
 def counters() -> dict[str, dict[str, int]]:
@@ -192,12 +245,14 @@ def finalize() -> None:
                 call()
             engine.farewell()
         _finalized = True
-        engine.end("pympx was finalized")
+        _end("pympx was finalized")
         if _bootstrap is not None:
             _bootstrap.finalize()
 
 
 def _finalize_at_exit() -> None:
+    if uncaught.hold():
+        return
     # At exit nobody can handle a peer or launcher that is gone, and the launcher reports it.
     with contextlib.suppress(BootstrapError, KeyboardInterrupt):
         finalize()
@@ -216,8 +271,15 @@ def abort(code: int, message: str = "") -> NoReturn:
 
 
 def _forked() -> None:
-    """A child of a rank is no rank: its calls raise, and its exit leaves the parent's connections alone."""
-    global _finalized
+    """A child of a rank is no rank: its calls raise, its end is its own, and it keeps nothing open that would hide the rank's end."""
+    global _finalized, _lock
     _finalized = True
-    engine.end("this process is a forked child of a rank; only the rank itself can communicate", forked=True)
+    _lock = threading.RLock()  # another thread of the parent may have held it
+    engine.after_fork_in_child("this process is a forked child of a rank; only the rank itself can communicate")
     atexit.unregister(_finalize_at_exit)
+    if _bootstrap is not None:
+        _bootstrap.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
+uncaught.install(_job_with_others, lambda: _connected and engine.is_running())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .constants import ANY_SOURCE, IO, KEYVAL_INVALID, TAG_UB, WTIME_IS_GLOBAL
-from .error_classes import ERR_KEYVAL
+from .constants import ANY_SOURCE, IO, KEYVAL_INVALID, LASTUSEDCODE, TAG_UB, WTIME_IS_GLOBAL
+from .error_classes import CLASSES, ERR_KEYVAL
 from .errors import Exception
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _Copy = Callable[["Comm", int, Any], Any] | bool | None
 _Delete = Callable[["Comm", int, Any], Any] | None
 
-#: largest tag; any rank can do I/O; clocks of hosts are not synchronized
-_PREDEFINED = {TAG_UB: 0x7FFFFFFF, IO: ANY_SOURCE, WTIME_IS_GLOBAL: 0}
+#: largest tag; any rank can do I/O; clocks of hosts are not synchronized; the last error class
+_PREDEFINED = {TAG_UB: 0x7FFFFFFF, IO: ANY_SOURCE, WTIME_IS_GLOBAL: 0, LASTUSEDCODE: max(value for value, _ in CLASSES.values())}
 _keyvals: dict[int, tuple[_Copy, _Delete]] = {}
 _last = [KEYVAL_INVALID]
 

@@ -10,7 +10,7 @@ from .. import runtime
 from ..bindings import comm as _comm
 from ..bindings import request as _request
 from ..bindings.comm import Comm as _Comm
-from . import attributes, collectives, objects
+from . import attributes, collectives, failures, objects
 from .constants import ANY_SOURCE, ANY_TAG, COMM_TYPE_SHARED, CONGRUENT, IDENT, IN_PLACE, MAX_OBJECT_NAME, SIMILAR, UNDEFINED, UNEQUAL
 from .errhandler import ERRORS_RETURN, Errhandler, must_raise
 from .error_classes import CLASSES
@@ -95,6 +95,47 @@ class Comm(_Skin, Handled):
         attributes.clear(self)
         self._leave()
 
+    def Revoke(self) -> None:
+        """End all pending and later communication on it with ERR_REVOKED, on every member. No collective call."""
+        self._revoke()
+
+    def Is_revoked(self) -> bool:
+        """Return whether some member revoked it, as far as is known here."""
+        return self._is_revoked()
+
+    def Get_failed(self) -> Group:
+        """Return the group of its members that are known here to have failed, in the order in which they were noticed."""
+        return failures.group_of_failed(self)
+
+    def Ack_failed(self, num_to_ack: int | None = None) -> int:
+        """Acknowledge the first `num_to_ack` members of Get_failed (default: all), so that wildcards and Agree go on without them.
+
+        Returns how many are acknowledged now.
+        """
+        return failures.acknowledge(self, num_to_ack)
+
+    def Agree(self, flag: int) -> int:
+        """Collective: return the bitwise AND of the living members' flags. Members that fail meanwhile do not matter.
+
+        Raises ERR_PROC_FAILED, on all, if a member failed that not all have acknowledged.
+        """
+        return failures.agree(self, flag)
+
+    def Iagree(self, flag: Any) -> Request:
+        """Start Agree; `flag` is a writable buffer of one C int, which holds the result when the request is complete."""
+        return failures.start_agree(self, flag)
+
+    def Shrink(self) -> Intracomm:
+        """Collective among the living: return the communicator of those who live, in the same order."""
+        comm, request = self.Ishrink()
+        request.Wait()
+        return comm
+
+    def Ishrink(self) -> tuple[Intracomm, Request]:
+        """Start Shrink: the communicator can be used when the request is complete."""
+        comm = Intracomm()
+        return comm, failures.start_shrink(self, comm, _next_context, _take_context)
+
     def Send_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
         """Make a persistent send."""
         return self._persistent(lambda: self.Isend(buf, dest, tag))
@@ -120,7 +161,7 @@ class Comm(_Skin, Handled):
         return _request.make_persistent(Prequest(), lambda request: _request.adopt(request, start()))
 
     def Get_attr(self, keyval: int) -> Any:
-        """Return an attribute, None if it was not set. Predefined ones: TAG_UB, IO, WTIME_IS_GLOBAL."""
+        """Return an attribute, None if it was not set. Predefined ones: TAG_UB, IO, WTIME_IS_GLOBAL, LASTUSEDCODE."""
         self.resolve()
         return attributes.get(self, keyval)
 
@@ -206,13 +247,9 @@ class Comm(_Skin, Handled):
 
     def _agree_on_context(self) -> int:
         """Collective: a context that no member uses."""
-        global _next_context
         highest = array("q", [_next_context])
         self.Allreduce(IN_PLACE, highest, MAX)
-        if highest[0] > _LAST_CONTEXT:
-            raise Exception(CLASSES["ERR_COMM"][0], f"all {_LAST_CONTEXT // 2} communicators were used")
-        _next_context = highest[0] + 2
-        return highest[0]
+        return _take_context(highest[0])
 
     def Dup(self, info: object = None) -> Self:
         """Collective: return a communicator of the same group with message contexts of its own, and the attributes that copy."""
@@ -343,6 +380,14 @@ class Distgraphcomm(Topocomm):
     """A communicator of a distributed graph; not supported yet."""
 
     __slots__ = ()
+
+
+def _take_context(context: int) -> int:
+    global _next_context
+    if context > _LAST_CONTEXT:
+        raise Exception(CLASSES["ERR_COMM"][0], f"all {_LAST_CONTEXT // 2} communicators were used")
+    _next_context = max(_next_context, context + 2)
+    return context
 
 
 COMM_NULL = Comm()

@@ -13,6 +13,7 @@ from .. import __version__, rc, runtime
 from .constants import SUBVERSION, THREAD_MULTIPLE, VERSION
 from .error_classes import CLASSES
 from .errors import Exception, UnsupportedError
+from .info import Info
 
 if rc.errors not in ("exception", "default"):
     raise UnsupportedError(f"pympx.rc.errors = {rc.errors!r}")
@@ -87,6 +88,15 @@ def get_vendor() -> tuple[str, tuple[int, int, int]]:
 def Get_processor_name() -> str:
     """Return the host's name."""
     return socket.gethostname()
+
+
+def Pcontrol(level: int) -> None:
+    """Do nothing: no profiler listens."""
+
+
+def Get_hw_resource_info() -> Info:
+    """Return what this process runs on: key `hwloc://Machine` is set, as on every host (MPI 4.1, section 9.1.2)."""
+    return Info.Create({"hwloc://Machine": "true"})
 
 
 def Get_error_class(errorcode: int) -> int:

@@ -9,5 +9,5 @@ from .constants import IN_PLACE
 from .exotic import decode
 from .op import run_reduction
 
-_runtime.register(runtime.start, run_reduction)
+_runtime.register(runtime.start, run_reduction, runtime.supply)
 _buffers.register(decode, IN_PLACE)

@@ -132,24 +132,12 @@ Flush_buffer = function("Flush_buffer")
 Get_abi_fortran_info = function("Get_abi_fortran_info")
 Get_abi_info = function("Get_abi_info")
 Get_abi_version = function("Get_abi_version")
-Get_hw_resource_info = function("Get_hw_resource_info")
 Iflush_buffer = function("Iflush_buffer")
 Lookup_name = function("Lookup_name")
 Open_port = function("Open_port")
-Pcontrol = function("Pcontrol")
 Publish_name = function("Publish_name")
 Register_datarep = function("Register_datarep")
 Remove_error_class = function("Remove_error_class")
 Remove_error_code = function("Remove_error_code")
 Remove_error_string = function("Remove_error_string")
 Unpublish_name = function("Unpublish_name")
-
-
-@complete
-class buffer(_Handle):  # noqa: N801 - mpi4py's name
-    """mpi4py's class of memory; not supported: pympx gives and takes memoryviews."""
-
-    __slots__ = ()
-
-
-memory = buffer

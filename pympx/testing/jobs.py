@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -92,6 +92,16 @@ def launcher_command(argv: Sequence[str], n: int, launcher: str = "mpiexec") -> 
     if launcher != "mpiexec":
         raise ValueError(f"launcher must be 'mpiexec' or 'run', not {launcher!r}")
     return [mpiexec_path(), "-n", str(n), *argv]
+
+
+def eventually(condition: Callable[[], bool], limit: float) -> bool:
+    """Return True as soon as `condition` holds, False after `limit` seconds: for what gives no sign when it happens."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 class Job:

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from .endings import RankEnding, SessionEnding
 from .jobs import RANK_VARIABLES, LauncherError
 from .ranks import Batch, Plan, Rank, Run, merge
 
@@ -54,8 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = config.getoption("ranks_reports")
     if directory:
         config.pluginmanager.register(RankSession(config, Path(directory)), "pympx-rank-session")
+        config.pluginmanager.register(RankEnding(), "pympx-ending")
     else:
         config.pluginmanager.register(OuterSession(config), "pympx-outer-session")
+        config.pluginmanager.register(SessionEnding(), "pympx-ending")
 
 
 def _as_list(value: object) -> list[Any]:

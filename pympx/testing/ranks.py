@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from _pytest._code.code import TerminalRepr
+from _pytest._io import TerminalWriter
 
+from .endings import FOLLOWS
 from .hang import dump_job, format_stacks
 from .jobs import Job, launcher_command
 
@@ -186,6 +189,23 @@ def fold(texts: Mapping[int, str]) -> list[tuple[str, str]]:
     return [(_names(numbers), texts[numbers[0]]) for numbers in groups.values()]
 
 
+@dataclass(frozen=True)
+class _Crash:
+    message: str
+
+
+class Failure(TerminalRepr):
+    """The report of a failure on ranks: `text` whole, but its first line where pytest wants one line (summaries, JUnit's message)."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.reprcrash = _Crash(text.partition("\n")[0])
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        """Write all of it."""
+        tw.line(self._text)
+
+
 def _longrepr(item: pytest.Item, report: dict[str, Any]) -> str:
     rebuilt = item.config.hook.pytest_report_from_serializable(config=item.config, data=dict(report))
     return str(rebuilt.longreprtext)
@@ -193,14 +213,18 @@ def _longrepr(item: pytest.Item, report: dict[str, Any]) -> str:
 
 def _texts(item: pytest.Item, plan: Plan, run: Run, when: str) -> str:
     """Return everything that is to be said about a failure in phase `when`, "" if there is none."""
-    failures = {}
+    failures, followed = {}, {}
     for number, rank in enumerate(run.ranks):
         report = rank.phase(when)
-        if report and report["outcome"] == "failed":
+        if report and report["outcome"] == "failed" and report.get(FOLLOWS):
+            followed[number] = _headline(_longrepr(item, report))
+        elif report and report["outcome"] == "failed":
             failures[number] = _longrepr(item, report)
         elif when == "call" and rank.errors:
             failures[number] = "\n".join(rank.errors)
     parts = [f"{who}: {_headline(text)}\n{text}" for who, text in fold(failures)]
+    if when != "teardown":  # calls of finalizers raise too
+        parts += [f"{who}: {text}" for who, text in fold(followed)]
     if when == "call":
         parts += _endings(plan, run)
     return "\n\n".join(parts)
@@ -264,7 +288,7 @@ def _phase(item: pytest.Item, plan: Plan, run: Run, when: Phase) -> pytest.TestR
     outcome: Any = "passed"
     longrepr: Any = None
     if text:
-        outcome, longrepr = "failed", text
+        outcome, longrepr = "failed", Failure(text)
     elif skipped:
         outcome, longrepr = "skipped", tuple(found[skipped[0]]["longrepr"])
     elif "xfailed" in kinds.values():
@@ -292,8 +316,8 @@ def merge(item: pytest.Item, plan: Plan, run: Run) -> list[pytest.TestReport]:
     if setup.passed:
         reports.append(_phase(item, plan, run, "call"))
     elif setup.failed:
-        setup.longrepr = "\n\n".join([str(setup.longrepr), *_endings(plan, run)])
+        setup.longrepr = Failure("\n\n".join([str(setup.longrepr), *_endings(plan, run)]))
     elif endings := _endings(plan, run):
-        setup.outcome, setup.longrepr = "failed", "\n\n".join(endings)
+        setup.outcome, setup.longrepr = "failed", Failure("\n\n".join(endings))
     reports.append(_phase(item, plan, run, "teardown"))
     return reports

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import secrets
+import socket
 import textwrap
 from typing import Any
 
@@ -16,7 +17,7 @@ from .. import __version__, config
 from ..bootstrap import BootstrapError, detect
 from ..collectives import select
 from ..plugins import manager
-from ..plugins.api import TransportPlugin
+from ..plugins.api import PythonTransport, TransportPlugin
 
 _DETAILS = """\
 Opens each transport alone, in a world of one rank: no other rank, no launcher is spoken to. What two hosts can reach
@@ -71,10 +72,11 @@ def transport_facts() -> list[dict[str, Any]]:
     problem = None
     try:
         engine = importlib.import_module("pympx.bindings.runtime")
-        engine.create(0, 1, secrets.token_bytes(32), config.get("PYMPX_EAGER_WINDOW"), 0.0, 1)
+        engine.create(0, [socket.gethostname()], secrets.token_bytes(32), config.get("PYMPX_EAGER_WINDOW"), 0.0, 1, 30.0, False)
     except (ImportError, RuntimeError, config.ConfigError) as error:
         problem = f"the engine cannot be started: {error}"
     facts = []
+    opened: list[TransportPlugin] = []
     for name, origin in manager.names().items():
         fact: dict[str, Any] = {"name": name, "origin": origin, "summary": None, "reason": problem, "settings": None, "attributes": None}
         fact["protocols"] = None
@@ -83,21 +85,27 @@ def transport_facts() -> list[dict[str, Any]]:
             plugin = manager.load(name)
             fact["summary"] = plugin.summary
             if problem is None:
-                _open(engine, plugin, fact)
+                _open(engine, plugin, fact, opened)
         except Exception as error:  # a stranger's plugin may raise anything; the others go on
             fact["reason"] = str(error) or type(error).__name__
         fact["usable"] = fact["reason"] is None
     if engine is not None and problem is None:
         engine.end("info is over")
+    for plugin in opened:
+        plugin.close()
     return facts
 
 
-def _open(engine: Any, plugin: TransportPlugin, fact: dict[str, Any]) -> None:
+def _open(engine: Any, plugin: TransportPlugin, fact: dict[str, Any], opened: list[TransportPlugin]) -> None:
     fact["reason"] = plugin.probe()
     if fact["reason"] is not None:
         return
-    fact["settings"] = plugin.config()
-    number = engine.add_transport(plugin.table(), plugin.device(), json.dumps(fact["settings"]))
+    if isinstance(plugin, PythonTransport):  # opening may speak to a launcher, and what it advertises says nothing that its class does not
+        return
+    plugin.prepare(secrets.token_bytes(32))
+    opened.append(plugin)
+    fact["settings"] = plugin.settings()
+    number = engine.add_transport(plugin.table(), plugin.device(), json.dumps(plugin.config()))
     attributes = engine.attributes(number)
     attributes["caps"] = capabilities(attributes["caps"])
     attributes["atomic_domain"] = _ATOMIC_DOMAINS[attributes["atomic_domain"]]
@@ -136,7 +144,7 @@ def _problems(facts: dict[str, Any]) -> list[str]:
         problems.append(boot["error"])
     wanted = os.environ.get("PYMPX_TRANSPORT") or "auto"
     transports = {transport["name"]: transport for transport in facts.get("transports", [])}
-    if transports and wanted == "auto" and not any(t["usable"] for name, t in transports.items() if name != "self"):
+    if transports and wanted == "auto" and not any(transports[name]["usable"] for name in manager.AUTO if name in transports):
         problems.append("no transport between ranks is usable")
     elif transports and wanted != "auto" and wanted not in transports:
         problems.append(f"PYMPX_TRANSPORT={wanted}: there is no such transport")

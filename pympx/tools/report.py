@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 5.0
 #: up to this many ranks the bytes between each two are printed
 _MATRIX_RANKS = 8
+#: what is summed up of a cache of registrations
+_CACHE = ("hits", "misses", "uncacheable", "evictions", "invalidated", "bytes", "regions")
 _started = 0.0
 
 
@@ -70,8 +72,10 @@ def _record(size: int) -> dict[str, Any]:
         "transports": list(runtime.transports),
         "over": [engine.peer_transport(peer) for peer in range(size)],
         "bytes": [counters["sent_bytes"] for counters in sent],
+        "links": [engine.link_counters(peer) for peer in range(size)],
         "protocols": [engine.describe_protocols(number).split(", ") for number in range(len(runtime.transports))],
         "carried": [engine.transport_counters(number) for number in range(len(runtime.transports))],
+        "caches": [engine.cache_counters(number) for number in range(len(runtime.transports))],
         "unused": dict(runtime.unused),
         "unreached": [[name, reason, peers] for (name, reason), peers in runtime.unreached.items()],
     }
@@ -189,6 +193,41 @@ def _carried(records: dict[int, dict[str, Any]]) -> list[str]:
     ]
 
 
+def _healed(size: int, records: dict[int, dict[str, Any]]) -> list[str]:
+    """Return what links between two ranks went through, where they were cut; each side notices cuts by itself and replays its own."""
+    lines = []
+    for rank in range(size):
+        for peer in range(rank + 1, size):
+            sides = [records[here]["links"][there] for here, there in ((rank, peer), (peer, rank)) if here in records]
+            cuts = max((side["cuts"] for side in sides), default=0)
+            if cuts:
+                reconnects, stall = max(side["reconnects"] for side in sides), max(side["longest_stall_s"] for side in sides)
+                lines.append(
+                    f"{rank} <-> {peer}: {cuts} cuts, {reconnects} reconnects, longest stall {stall * 1e3:.3g} ms, "
+                    f"{sum(side['replayed'] for side in sides)} messages sent again"
+                )
+    return lines
+
+
+def _caches(records: dict[int, dict[str, Any]]) -> list[str]:
+    """Return what became of registrations over each transport where keeping them pays; why a rank keeps none."""
+    total: dict[str, dict[str, int]] = {}
+    reasons: list[tuple[int, str]] = []
+    for rank, record in records.items():
+        for name, cache in zip(record["transports"], record["caches"], strict=True):
+            if cache["pays"]:
+                sums = total.setdefault(name, dict.fromkeys(_CACHE, 0))
+                for key in _CACHE:
+                    sums[key] += cache[key]
+                reasons += [(rank, f"{name}: nothing is kept: {cache['reason']}")] if cache["reason"] else []
+    lines = [
+        f"{name:<6}{c['hits']} hits, {c['misses']} misses, {c['uncacheable']} for one use, {c['evictions']} evictions, "
+        f"{c['invalidated']} invalidated; {c['bytes']} bytes in {c['regions']} regions now"
+        for name, c in total.items()
+    ]
+    return lines + _grouped(reasons, len(records))
+
+
 def _why_not(records: dict[int, dict[str, Any]]) -> list[str]:
     wanted: str = config.get("PYMPX_TRANSPORT")
     texts: list[tuple[int, str]] = []
@@ -197,7 +236,7 @@ def _why_not(records: dict[int, dict[str, Any]]) -> list[str]:
         texts += [(rank, f"{name} to rank {ranges(peers)}: {reason}") for name, reason, peers in record["unreached"]]
     lines = _grouped(texts, len(records))
     if wanted != "auto":
-        lines += [f"{name}: PYMPX_TRANSPORT={wanted} asks for {wanted} alone" for name in manager.IN_TREE if name not in ("self", wanted)]
+        lines += [f"{name}: PYMPX_TRANSPORT={wanted} asks for {wanted} alone" for name in manager.AUTO if name != wanted]
     return lines
 
 
@@ -225,6 +264,8 @@ def render(launcher: str, records: dict[int, dict[str, Any]], silent: dict[int, 
     lines += _section("carried, all ranks together", _carried(records))
     if 1 < size <= _MATRIX_RANKS:
         lines += _section("payload between ranks, bytes", _matrix(size, records))
+    lines += _section("links that were cut and healed", _healed(size, records))
+    lines += _section("registrations of memory, all ranks together", _caches(records))
     lines += _section("why nothing else", _why_not(records))
     lines += _section("no record from", [f"rank {rank}: it {reason}" for rank, reason in silent.items()])
     return "\n".join(lines)
