@@ -492,6 +492,10 @@ void ep_destroy(mpx_ep *abi) {
 
 uint64_t iface_bytes(mpx_iface *i, int received) { return received ? from_abi(i)->received : from_abi(i)->sent; }
 
+void iface_forked(mpx_iface *i) {
+    if (from_abi(i)->fd >= 0) close(from_abi(i)->fd);
+}
+
 const char *why() { return last_why.c_str(); }
 
 mpx_status unsupported(const char *what) { return fail(MPX_ERR_UNSUPPORTED, what); }
@@ -499,6 +503,7 @@ mpx_status ep_address(mpx_ep *, void *) { return unsupported("self: eps have no 
 mpx_status ep_connect(mpx_ep *, const void *, size_t) { return unsupported("self: eps have no address, they connect by the iface's"); }
 mpx_status ep_fence_off(mpx_ep *) { return unsupported("self: there is no link that could break"); }
 mpx_status ep_repair(mpx_ep *, const void *, size_t) { return unsupported("self: there is no link that could break"); }
+mpx_status domain_supply(mpx_domain *, const char *) { return unsupported("self: it needs nothing of its control path"); }
 mpx_status ep_check(mpx_ep *e, mpx_completion *c) { return iface_of(e)->push_completion(from_abi(e), c); }  // who asks is alive
 
 constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport),
@@ -514,7 +519,8 @@ constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport),
                                   ep_address,      ep_connect,
                                   ep_fence_off,    ep_repair,
                                   ep_check,        ep_destroy,
-                                  iface_bytes};
+                                  iface_bytes,     iface_forked,
+                                  domain_supply};
 
 }  // namespace
 }  // namespace mpx

@@ -46,7 +46,7 @@ mpx_status Iface::open(Domain *of, const mpx_iface_params &with) {
     if (!epoll || epoll_ctl(epoll.get(), EPOLL_CTL_ADD, pipe_read.get(), &event) != 0) {
         return fail_errno(MPX_ERR_NO_MEMORY, "cannot make an epoll");
     }
-    address = Address{kAddressMagic, getpid(), segment.get(), pipe_write.get(), 0, random_nonce(), boot_id()};
+    address = Address{kAddressMagic, getpid(), segment.get(), pipe_write.get(), 0, random_nonce(), boot_id(), uts_namespace()};
     own()->nonce = address.nonce;
     own()->magic = kAddressMagic;
     return MPX_OK;
@@ -90,6 +90,14 @@ void Iface::drop_peer_if_unused(Peer *peer) {
     if (peer->pidfd && !peer->dead) epoll_ctl(epoll.get(), EPOLL_CTL_DEL, peer->pidfd.get(), nullptr);
     std::erase(mourned, peer);
     peers.erase(Nonce(peer->address.nonce));
+}
+
+void Iface::forked() {
+    for (auto &[nonce, peer] : peers) {
+        peer->pidfd = Fd();
+        peer->wake_pipe = Fd();
+    }
+    for (Fd *fd : {&segment, &pipe_read, &pipe_write, &epoll}) *fd = Fd();
 }
 
 // Marks, once; outstanding operations meet the status in the next progress.

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -15,7 +16,8 @@ namespace mpx::shm {
 
 namespace {
 thread_local std::string reason;
-}
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+}  // namespace
 
 Fd::~Fd() {
     if (fd_ >= 0) close(fd_);
@@ -58,6 +60,12 @@ Nonce boot_id() {
     return id;
 }
 
+// The inode of this process's UTS namespace; 0 where /proc does not tell (then the nonce alone must do).
+uint64_t uts_namespace() {
+    struct stat info {};
+    return stat("/proc/self/ns/uts", &info) == 0 ? info.st_ino : 0;
+}
+
 // A sparse memfd that cannot shrink, so that no peer's mapping of it ever raises SIGBUS.
 Fd create_segment(const char *name, size_t len, mpx_status &st) {
     rlimit limit{};
@@ -66,7 +74,7 @@ Fd create_segment(const char *name, size_t len, mpx_status &st) {
         return Fd();
     }
     Fd fd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    if (!fd || ftruncate(fd.get(), off_t(len)) != 0 || fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    if (!fd || ftruncate(fd.get(), off_t(len)) != 0 || fcntl(fd.get(), F_ADD_SEALS, kSeals) != 0) {
         st = fail_errno(MPX_ERR_NO_MEMORY, "cannot create a memfd of " + std::to_string(len) + " bytes");
         return Fd();
     }
@@ -80,16 +88,25 @@ Fd open_fd_of(int32_t pid, int fd, int flags) {
     return Fd(open(path, flags | O_CLOEXEC));
 }
 
+// Three things make one host. The boot id spares opening files of a stranger's pid. The UTS namespace: who gave processes a hostname of
+// their own wants them to be a host of their own (other limits of memory, other address, perhaps moved or stopped alone), though they
+// see each other's /proc. The proof is the nonce, read from the peer's own segment. Size and seals are looked at because a mapping of a
+// file that is shorter, or may become so, raises SIGBUS.
 mpx_status open_segment(const Address &address, Fd &out) {
     if (address.magic != kAddressMagic) return fail(MPX_ERR_INVALID, "the peer's address is not one of this version of shm");
     static const Nonce here = boot_id();
+    static const uint64_t host = uts_namespace();
     if (address.boot != here) return fail(MPX_ERR_UNREACHABLE, "the peer is on another host");
+    if (address.uts != host)
+        return fail(MPX_ERR_UNREACHABLE, "the peer is on another host (this kernel's too, but with a hostname of its own: UTS namespace)");
     const std::string who = "process " + std::to_string(address.pid);
     Fd fd = open_fd_of(address.pid, address.segment_fd, O_RDWR | O_NONBLOCK);
     if (!fd) return fail_errno(MPX_ERR_UNREACHABLE, "cannot open the segment of " + who + " through /proc/PID/fd");
     SegmentHeader head{};
     const ssize_t n = pread(fd.get(), &head, offsetof(SegmentHeader, bell), 0);
-    if (n != ssize_t(offsetof(SegmentHeader, bell)) || head.magic != kAddressMagic || head.nonce != address.nonce) {
+    struct stat info {};
+    const bool whole = fstat(fd.get(), &info) == 0 && size_t(info.st_size) == kSegmentBytes && fcntl(fd.get(), F_GET_SEALS) == kSeals;
+    if (!whole || n != ssize_t(offsetof(SegmentHeader, bell)) || head.magic != kAddressMagic || head.nonce != address.nonce) {
         return fail(MPX_ERR_UNREACHABLE, who + " as seen from here is not the peer: it has ended, or lives in another pid namespace");
     }
     out = std::move(fd);

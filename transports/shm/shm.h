@@ -38,10 +38,11 @@ using Nonce = std::array<uint8_t, 16>;
 struct Address {
     uint64_t magic;
     int32_t pid, segment_fd, wake_fd, reserved;
-    Nonce nonce;  // of the segment
-    Nonce boot;   // of the running kernel
+    Nonce nonce;   // of the segment
+    Nonce boot;    // of the running kernel
+    uint64_t uts;  // of the host as its administrator sees it: the namespace that holds the hostname
 };
-inline constexpr uint64_t kAddressMagic = 0x31306d6873787070;  // also the layout's version
+inline constexpr uint64_t kAddressMagic = 0x32306d6873787070;  // also the layout's version
 
 // Slot words: the head of the sender's nonce, and the state. A sender takes a free slot, makes its region ready, and at its end closes it;
 // the receiver frees it when it is drained, or when the sender died.
@@ -129,6 +130,7 @@ template <class F> mpx_status guard(F &&body) noexcept {
 
 Nonce random_nonce();
 Nonce boot_id();
+uint64_t uts_namespace();
 Fd create_segment(const char *name, size_t len, mpx_status &st);
 Fd open_fd_of(int32_t pid, int fd, int flags);             // through /proc/PID/fd/N
 mpx_status open_segment(const Address &address, Fd &out);  // checks boot, magic and nonce
@@ -259,6 +261,7 @@ struct Iface : mpx_iface {
     mpx_status open(Domain *of, const mpx_iface_params &with);
     mpx_status find_peer(const Address &at, Peer *&out);  // makes it when new
     void drop_peer_if_unused(Peer *peer);
+    void forked();
     void fail_ep(Ep *ep, mpx_status st);
     void destroy_ep(Ep *ep);
 

@@ -173,6 +173,8 @@ void ep_destroy(mpx_ep *base) {
     ep->owner().destroy_ep(ep);
 }
 
+mpx_status domain_supply(mpx_domain *, const char *) { return MPX_ERR_UNSUPPORTED; }
+void iface_forked(mpx_iface *iface) { iface_of(iface)->forked(); }
 uint64_t iface_bytes(mpx_iface *iface, int received) { return received ? iface_of(iface)->bytes_received : iface_of(iface)->bytes_sent; }
 
 constexpr mpx_transport kTransport = {
@@ -203,6 +205,8 @@ constexpr mpx_transport kTransport = {
     .ep_check = ep_check,
     .ep_destroy = ep_destroy,
     .iface_bytes = iface_bytes,
+    .iface_forked = iface_forked,
+    .domain_supply = domain_supply,
 };
 
 }  // namespace
