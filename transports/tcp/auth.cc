@@ -23,6 +23,8 @@ Mac JobKey::prove(Role role, const Hello &hello, const Address &acceptor, const 
     add(hello.nonce.data(), hello.nonce.size());
     add(acceptor_nonce.data(), acceptor_nonce.size());
     add(&hello.from, sizeof hello.from);
+    add(&hello.attempt, sizeof hello.attempt);
+    add(&hello.accepted, sizeof hello.accepted);
     add(&acceptor, sizeof acceptor);
     Mac mac;
     crypto_auth_hmacsha256_final(&st, mac.data());

@@ -1,76 +1,64 @@
-// See config.hh. A reader of exactly the JSON that plugin.py writes: one flat object, strings without escapes, pairs of integers.
+// See config.hh.
 #include "config.hh"
 
 #include <arpa/inet.h>
-
-#include <cctype>
-#include <string_view>
+#include <pympx/flat_json.h>
 
 namespace mpx::tcp {
 namespace {
 
-class Reader {
-public:
-    explicit Reader(std::string_view text) : rest_(text) {}
+int digit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
 
-    bool take(char c) {
-        while (!rest_.empty() && isspace(static_cast<unsigned char>(rest_.front()))) rest_.remove_prefix(1);
-        if (rest_.empty() || rest_.front() != c) return false;
-        rest_.remove_prefix(1);
-        return true;
+bool parse_id(const std::string &text, Id &out) {
+    if (text.size() != 2 * out.size()) return false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        if (digit(text[i]) < 0) return false;
+        out[i / 2] = static_cast<uint8_t>(out[i / 2] << 4 | digit(text[i]));
     }
-
-    bool string(std::string &out) {
-        if (!take('"')) return false;
-        const size_t end = rest_.find('"');
-        if (end == std::string_view::npos || rest_.substr(0, end).find('\\') != std::string_view::npos) return false;
-        out = rest_.substr(0, end);
-        rest_.remove_prefix(end + 1);
-        return true;
-    }
-
-    bool port(uint16_t &out) {
-        while (!rest_.empty() && rest_.front() == ' ') rest_.remove_prefix(1);
-        unsigned value = 0, digits = 0;
-        for (; !rest_.empty() && isdigit(static_cast<unsigned char>(rest_.front())) && digits < 5; ++digits, rest_.remove_prefix(1))
-            value = value * 10 + static_cast<unsigned>(rest_.front() - '0');
-        if (digits == 0 || value == 0 || value > 65535) return false;
-        out = static_cast<uint16_t>(value);
-        return true;
-    }
-
-private:
-    std::string_view rest_;
-};
+    return true;
+}
 
 }  // namespace
 
 bool parse_config(const char *json, Config &out, std::string &why) {
     out = {};
-    out.ipv4 = htonl(INADDR_LOOPBACK);
-    Reader in(json && *json ? json : "{}");
-    auto bad = [&](const std::string &what) {
-        why = "tcp: config_json: " + what;
+    why.clear();
+    FlatJson in(json && *json ? json : "{}");
+    const auto bad = [&](const std::string &what) {
+        if (why.empty()) why = "tcp: config_json: " + what;
         return false;
     };
-    if (!in.take('{')) return bad("not an object");
-    if (in.take('}')) return true;
-    do {
-        std::string key, text;
-        if (!in.string(key) || !in.take(':')) return bad("a key was expected");
-        if (key == "address") {
-            if (!in.string(text) || inet_pton(AF_INET, text.c_str(), &out.ipv4) != 1)
-                return bad("address '" + text + "' is no IPv4 address");
-            if (out.ipv4 == INADDR_ANY) return bad("address 0.0.0.0: name one address, tcp does not listen on all");
-        } else if (key == "ports") {
-            if (!in.take('[') || !in.port(out.first_port) || !in.take(',') || !in.port(out.last_port) || !in.take(']'))
-                return bad("ports must be [first, last], 1..65535");
-            if (out.first_port > out.last_port) return bad("ports: first > last");
-        } else {
-            return bad("unknown key '" + key + "'");
+    const auto address = [&] {
+        std::string text;
+        uint32_t ipv4 = 0;
+        if (!in.string(text) || inet_pton(AF_INET, text.c_str(), &ipv4) != 1) return bad("address '" + text + "' is no IPv4 address");
+        if (ipv4 == INADDR_ANY) return bad("address 0.0.0.0: name addresses, tcp does not listen on all");
+        if (out.ipv4.size() == kMaxPlaces) return bad("more than " + std::to_string(kMaxPlaces) + " addresses");
+        out.ipv4.push_back(ipv4);
+        return true;
+    };
+    std::vector<uint64_t> ports;
+    const auto port = [&] {
+        uint64_t value = 0;
+        if (!in.integer(value) || value == 0 || value > UINT16_MAX) return false;
+        ports.push_back(value);
+        return true;
+    };
+    const auto member = [&](const std::string &key) {
+        if (key == "addresses") return in.list(address) || bad("addresses must be a list");
+        if (key == "network") {
+            std::string text;
+            return (in.string(text) && parse_id(text, out.network)) || bad("network must be 32 hexadecimal digits");
         }
-    } while (in.take(','));
-    return in.take('}') || bad("'}' expected");
+        if (key != "ports") return bad("unknown key '" + key + "'");
+        if (!in.list(port) || ports.size() != 2 || ports[0] > ports[1]) return bad("ports must be [first, last], 1..65535");
+        out.first_port = static_cast<uint16_t>(ports[0]);
+        out.last_port = static_cast<uint16_t>(ports[1]);
+        return true;
+    };
+    if (!in.object(member)) return bad("not an object");
+    if (out.ipv4.empty()) out.ipv4.push_back(htonl(INADDR_LOOPBACK));
+    return true;
 }
 
 }  // namespace mpx::tcp

@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "tcp.hh"
@@ -15,8 +16,9 @@ namespace {
 Ep *self(mpx_ep *ep) { return static_cast<Ep *>(ep); }
 
 [[gnu::noinline]] mpx_status not_up(Ep *ep) {
-    if (!ep->failed && !ep->link && !ep->retry_at) ep->owner->connect(ep);
-    return ep->failed ? ep->failed : MPX_ERR_NO_RESOURCE;
+    if (ep->failed) return ep->failed;
+    if (!ep->trying()) ep->owner->connect(ep);  // what fails at once is told by on_error too
+    return MPX_ERR_NO_RESOURCE;
 }
 
 // The link that operations may use, else nullptr.
@@ -151,14 +153,16 @@ mpx_status ep_fence_off(mpx_ep *e) {
     Ep *ep = self(e);
     if (!ep->live) return MPX_OK;
     ep->live->fenced = true;
-    ep->owner->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " was fenced off");
+    ep->owner->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->live->to) + " was fenced off");
     return MPX_OK;
 }
 
-// Liveness is the kernel's: keepalive and check_liveness end a dead link by themselves, so one that is up is alive.
+// Liveness is the kernel's: keepalive and check_liveness end a dead connection by themselves, so one that is there is alive.
 mpx_status ep_check(mpx_ep *e, mpx_completion *) {
-    Link *link = usable(self(e));
-    return link ? MPX_OK : not_up(self(e));
+    Ep *ep = self(e);
+    const bool answered = ep->busy_since != 0 || ep->link ||
+                          std::any_of(ep->tries.begin(), ep->tries.end(), [](const Link *l) { return l->state != Link::kConnecting; });
+    return !ep->failed && answered ? MPX_OK : not_up(ep);
 }
 
 void ep_destroy(mpx_ep *e) {
@@ -166,8 +170,15 @@ void ep_destroy(mpx_ep *e) {
     Iface *iface = ep->owner;
     iface->eps.erase(ep->peer.id);
     std::erase(iface->broken, ep);
-    if (ep->live) iface->linger(ep->live);
-    else if (ep->link) iface->bury(ep->link);
+    if (Link *link = ep->live; link && link->fenced) {
+        iface->bury(link);
+        link->cancel(MPX_ERR_CANCELED);
+    } else if (link) {
+        iface->linger(link);
+    } else if (ep->link) {
+        iface->bury(ep->link);
+    }
+    iface->drop_tries(ep);
     iface->graveyard.clear();  // we are outside progress
     delete ep;
 }

@@ -21,8 +21,15 @@ namespace {
 
 // While spinning: the hot socket is read this often before epoll is asked, when it is silent and when it speaks.
 constexpr unsigned kIdleSpins = 16, kBusySpins = 32;
-constexpr int64_t kLivenessMs = 1000;
-constexpr uint32_t kSilentMs = 4000;  // unacknowledged data and no sign of the peer's kernel
+constexpr uint32_t kSilentMs = 2500;  // without a sign of the peer's kernel, though it was asked twice
+
+// Ends a connection with a reset. Where only the way from the peer is dark, this reaches it; a FIN would wait behind data that nobody
+// acknowledges, and what we send again until then would look like a sign of life.
+void reset(int fd) {
+    sockaddr nowhere{};
+    nowhere.sa_family = AF_UNSPEC;
+    (void)::connect(fd, &nowhere, sizeof nowhere);
+}
 
 }  // namespace
 
@@ -32,52 +39,89 @@ int64_t now_ms() {
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-std::string describe(const Address &a) {
+std::string describe(const Place &at) {
     char text[INET_ADDRSTRLEN] = "?";
-    inet_ntop(AF_INET, &a.ipv4, text, sizeof text);
-    return std::string(text) + ":" + std::to_string(ntohs(a.port));
+    inet_ntop(AF_INET, &at.ipv4, text, sizeof text);
+    return std::string(text) + ":" + std::to_string(ntohs(at.port));
+}
+
+std::string describe(const Address &a) {
+    std::string text;
+    for (size_t i = 0; i < a.count; ++i) text += (i ? ", " : "") + describe(a.at[i]);
+    return text;
 }
 
 Iface::~Iface() {
-    for (int fd : {epoll_fd, listen_fd, timer_fd})
+    for (int fd : listen_fds) ::close(fd);
+    for (int fd : {epoll_fd, timer_fd})
         if (fd >= 0) ::close(fd);
 }
 
-bool Iface::listen_on(const Config &config) {
+// A socket that listens at `ipv4`, on `preferred` if that port is free, else -1 with errno.
+int Iface::listen_at(uint32_t ipv4, const Config &config, uint16_t preferred, Place &place) {
     sockaddr_in at{};
     at.sin_family = AF_INET;
-    at.sin_addr.s_addr = config.ipv4;
+    at.sin_addr.s_addr = ipv4;
     const unsigned count = config.last_port - config.first_port + 1u;
-    unsigned first = 0;  // ranks of one job start at different places of a range
-    random_bytes(&first, sizeof first);
-    int err = 0;
-    for (unsigned i = 0; i < count; ++i) {
+    unsigned start = 0;  // ranks of one job start at different places of a range
+    random_bytes(&start, sizeof start);
+    int err = EADDRINUSE;
+    for (unsigned i = preferred ? 0 : 1; i <= count && (err == EADDRINUSE || err == EACCES); ++i) {
         const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (fd < 0) {
-            err = errno;
-            break;
-        }
+        if (fd < 0) return -1;
         const int on = 1;
         if (config.first_port) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-        at.sin_port = htons(static_cast<uint16_t>(config.first_port + (config.first_port ? (first + i) % count : 0)));
+        at.sin_port = i == 0 ? preferred : htons(static_cast<uint16_t>(config.first_port ? config.first_port + (start + i) % count : 0));
         socklen_t len = sizeof at;
         if (bind(fd, reinterpret_cast<sockaddr *>(&at), sizeof at) == 0 && listen(fd, 4096) == 0 &&
             getsockname(fd, reinterpret_cast<sockaddr *>(&at), &len) == 0) {
-            listen_fd = fd;
-            address = {kAddressForm, at.sin_port, at.sin_addr.s_addr, {}};
-            random_bytes(address.id.data(), address.id.size());
-            return true;
+            place = {ipv4, at.sin_port, 0};
+            return fd;
         }
         err = errno;
         ::close(fd);
-        if (err != EADDRINUSE && err != EACCES) break;
     }
-    address.ipv4 = config.ipv4;
-    char text[INET_ADDRSTRLEN] = "?";
-    inet_ntop(AF_INET, &config.ipv4, text, sizeof text);
-    std::string ports = config.first_port ? ", ports " + std::to_string(config.first_port) + "-" + std::to_string(config.last_port) : "";
-    set_why(std::string("tcp: cannot listen on ") + text + ports + ": " + strerror(err));
-    return false;
+    errno = err;
+    return -1;
+}
+
+// One socket per address, on the same port where that is free. The best address must be had; another that cannot be is left out.
+bool Iface::listen_on(const Config &config) {
+    address = {};
+    address.form = kAddressForm;
+    address.network = config.network;
+    random_bytes(address.id.data(), address.id.size());
+    for (const uint32_t ipv4 : config.ipv4) {
+        Place &place = address.at[address.count];
+        const int fd = listen_at(ipv4, config, address.at[0].port, place);
+        if (fd >= 0) {
+            listen_fds.push_back(fd);
+            ++address.count;
+        } else if (address.count == 0) {
+            char text[INET_ADDRSTRLEN] = "?";
+            inet_ntop(AF_INET, &ipv4, text, sizeof text);
+            const std::string range = std::to_string(config.first_port) + "-" + std::to_string(config.last_port);
+            if (config.first_port && errno == EADDRINUSE)
+                set_why(std::string("tcp: every port of PYMPX_TCP_PORTS=") + range + " is in use at " + text +
+                        ": give more, one per rank of a host");
+            else
+                set_why(std::string("tcp: cannot listen on ") + text + (config.first_port ? ", ports " + range : "") + ": " +
+                        strerror(errno));
+            return false;
+        }
+    }
+    return true;
+}
+
+bool Iface::watch_listeners(int op) {
+    bool all = true;
+    for (int &fd : listen_fds) {
+        epoll_event ev{};
+        ev.events = EPOLLIN;
+        ev.data.ptr = &fd;
+        all = epoll_ctl(epoll_fd, op, fd, &ev) == 0 && all;
+    }
+    return all;
 }
 
 bool Iface::open() {
@@ -88,10 +132,9 @@ bool Iface::open() {
         return false;
     }
     if (!listen_on(domain->config)) return false;
+    watch_listeners(EPOLL_CTL_ADD);
     epoll_event ev{};
     ev.events = EPOLLIN;
-    ev.data.ptr = &listen_fd;
-    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listen_fd, &ev);
     ev.data.ptr = &timer_fd;
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &ev);
     return true;
@@ -126,8 +169,8 @@ unsigned Iface::poll() {
     unsigned events = 0;
     for (int i = 0; i < n; ++i) {
         void *tag = ready[i].data.ptr;
-        if (tag == &listen_fd) {
-            accept_new();
+        if (tag >= listen_fds.data() && tag < listen_fds.data() + listen_fds.size()) {
+            accept_new(*static_cast<int *>(tag));
             ++events;
         } else if (tag == &timer_fd) {
             tick();
@@ -167,28 +210,28 @@ void Iface::tick() {
     for (auto &link : links) all.push_back(link.get());
     for (Link *link : all) {
         const bool late = link->deadline && now >= link->deadline;
-        if (link->state == Link::kUp) check_liveness(link);
-        else if (link->state == Link::kConnecting && late)
-            fail(link->ep, MPX_ERR_UNREACHABLE,
-                 "cannot reach " + describe(link->ep->peer) + ": no answer in " + std::to_string(kConnectMs) + " ms");
-        else if ((link->state == Link::kAwaitHello || link->state == Link::kAwaitProof || link->state == Link::kLinger) && late) bury(link);
+        if (link->state == Link::kUp || link->state == Link::kAwaitChallenge || link->state == Link::kAwaitVerdict) check_liveness(link);
+        else if (link->state == Link::kConnecting && late) {
+            const bool met = meetings[link->ep->peer.id].patience_ms < kConnectMs;  // then no setting is to blame
+            link->ep->timed_out |= !met;
+            try_failed(link, met ? "no answer" : "timed out after " + std::to_string(kConnectMs / 1000) + " s", true);
+        } else if ((link->state == Link::kAwaitHello || link->state == Link::kAwaitProof || link->state == Link::kLinger) && late)
+            bury(link);
     }
     for (auto &[id, ep] : eps)
         if (ep->retry_at && now >= ep->retry_at && !ep->failed) {
             ep->retry_at = 0;
-            if (!ep->link) connect(ep);
+            if (!ep->trying()) connect(ep);
+        } else if (!ep->untried.empty() && now >= ep->next_try) {
+            try_next(ep);
         }
-    if (!accepting && half_open < kMaxHalfOpen) {
-        epoll_event ev{};
-        ev.events = EPOLLIN;
-        ev.data.ptr = &listen_fd;
-        accepting = epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listen_fd, &ev) == 0;
-    }
+    if (!accepting) accepting = watch_listeners(EPOLL_CTL_ADD);
     int64_t next = links.empty() ? 0 : kLivenessMs;
     for (auto &link : links)
         if (link->state != Link::kUp) next = kRetryMs;
     for (auto &[id, ep] : eps)
-        if (ep->retry_at) next = kRetryMs;
+        if (ep->retry_at) next = kBusyRetryMs;
+        else if (!ep->untried.empty() && next != kBusyRetryMs) next = kRetryMs;
     if (!accepting) next = kRetryMs;
     if (!flushing.empty()) next = 1;
     if (next == period_ms) return;
@@ -199,13 +242,20 @@ void Iface::tick() {
 }
 
 // Keepalive is silent while data is in flight, and TCP_USER_TIMEOUT would kill a link whose peer merely computes with its window closed.
-// So we look ourselves: data unacknowledged, retransmitted or probed in vain, and nothing heard of the peer's kernel for a while.
+// So we look ourselves: asked twice in vain (data sent again, an idle peer or a closed window probed), and nothing heard of the peer's
+// kernel for a while.
 void Iface::check_liveness(Link *link) {
     tcp_info info{};
     socklen_t len = sizeof info;
     if (getsockopt(link->fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0) return;
-    const bool retransmitting = info.tcpi_unacked && info.tcpi_retransmits >= 3 && info.tcpi_last_ack_recv >= kSilentMs;
-    if (retransmitting || info.tcpi_probes >= 4) link_failed(link, "its host is silent");
+    const bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
+    if (!asked || info.tcpi_last_ack_recv < kSilentMs) return;
+    if (link->state == Link::kUp) {
+        reset(link->fd);
+        return link_failed(link, "its host is silent");
+    }
+    if (link != link->ep->link) return try_failed(link, "its host fell silent", true);
+    fail(link->ep, MPX_ERR_LINK_BROKEN, "cannot reach " + describe(link->to) + ": its host fell silent");
 }
 
 // ---- ends
@@ -220,7 +270,7 @@ void Iface::fail(Ep *ep, mpx_status st, std::string reason) {
 
 void Iface::link_failed(Link *link, const std::string &reason) {
     Ep *ep = link->ep;
-    fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " broke: " + reason);
+    fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(link->to) + " broke: " + reason);
     bury(link);
     link->cancel(ep->failed);
 }
@@ -236,6 +286,7 @@ unsigned Iface::report_broken() {
         } else if (ep->link) {
             bury(ep->link);
         }
+        drop_tries(ep);
         ++events;
         set_why(ep->reason);
         params.on_error(params.arg, ep, ep->failed);
@@ -246,13 +297,13 @@ unsigned Iface::report_broken() {
 void Iface::bury(Link *link) {
     if (link->state == Link::kAwaitHello || link->state == Link::kAwaitProof) --half_open;
     if (link->state == Link::kUp && (link->armed & EPOLLOUT)) --writers;
-    if (link->fd >= 0) ::close(link->fd);
-    link->fd = -1;
-    link->armed = 0;
+    if (link->state == Link::kUp) shutdown(link->fd, SHUT_RDWR);  // a forked child may hold it too: closing alone would not end it
+    link->hang_up();
     link->state = Link::kDead;
     if (hot == link) hot = nullptr;
     std::erase(flushing, link);
     if (link->ep && link->ep->link == link) link->ep->link = link->ep->live = nullptr;
+    if (link->ep) std::erase(link->ep->tries, link);
     const auto at = std::find_if(links.begin(), links.end(), [link](auto &owned) { return owned.get() == link; });
     graveyard.push_back(std::move(*at));
     *at = std::move(links.back());
@@ -340,12 +391,12 @@ mpx_status iface_query(mpx_iface *, mpx_iface_attr *attr) {
     a.max_am_hdr = kMaxHdr;
     a.max_iov = kMaxIov;
     a.max_zcopy = SIZE_MAX;
-    // Rounded from loopback on a loaded machine (README.md): right in order of magnitude, not tuned.
-    a.latency_s = 5e-6;
-    a.bandwidth_Bps = 2.5e9;
-    a.get_overhead_s = 15e-6;
-    a.get_bandwidth_Bps = 3e9;
-    a.overhead_s = 2e-6;
+    // Measured over loopback (README.md): there fragments and gets take equally long at about 160 KiB, and so these say.
+    a.latency_s = 2.8e-6;
+    a.bandwidth_Bps = 6.8e9;
+    a.get_overhead_s = 5e-6;
+    a.get_bandwidth_Bps = 8.6e9;
+    a.overhead_s = 1.5e-6;
     a.reg_fixed_s = 5e-8;
     a.atomic_domain = MPX_ATOMIC_DOMAIN_NONE;
     const size_t n = a.size;
@@ -365,12 +416,15 @@ int iface_reachable(mpx_iface *self, const void *addr, size_t len) {
         return 0;
     }
     memcpy(&peer, addr, sizeof peer);
-    const Address &own = static_cast<Iface *>(self)->address;
-    auto loopback = [](const Address &a) { return (ntohl(a.ipv4) >> 24) == 127; };
-    if (peer.form != kAddressForm || peer.port == 0 || peer.ipv4 == 0) set_why("tcp: an address of another form");
-    else if (peer.id == own.id) set_why("tcp: " + describe(peer) + " is this process itself");
-    else if (loopback(peer) != loopback(own))
-        set_why("tcp: one of " + describe(own) + " and " + describe(peer) + " is loopback only; set PYMPX_TCP_INTERFACES");
+    const auto *iface = static_cast<Iface *>(self);
+    const auto usable = [](const Place &at) { return at.ipv4 != 0 && at.port != 0; };
+    if (peer.form != kAddressForm || peer.count == 0 || peer.count > kMaxPlaces ||
+        !std::all_of(peer.at.begin(), peer.at.begin() + peer.count, usable))
+        set_why("tcp: an address of another form");
+    else if (peer.id == iface->address.id) set_why("tcp: " + describe(peer) + " is this process itself");
+    else if (iface->places_of(peer).empty())
+        set_why("tcp: from " + describe(iface->address) + " no way leads to another host's " + describe(peer) +
+                " (loopback, or the same address here); set PYMPX_TCP_INTERFACES");
     else return 1;
     return 0;
 }
@@ -378,6 +432,16 @@ int iface_reachable(mpx_iface *self, const void *addr, size_t len) {
 uint64_t iface_bytes(mpx_iface *self, int received) {
     auto *iface = static_cast<Iface *>(self);
     return received ? iface->bytes_received : iface->bytes_sent;
+}
+
+void iface_forked(mpx_iface *self) {
+    auto *iface = static_cast<Iface *>(self);
+    for (const auto *links : {&iface->links, &iface->graveyard})
+        for (const auto &link : *links)
+            if (link->fd >= 0) ::close(link->fd);
+    for (const int fd : iface->listen_fds) ::close(fd);
+    ::close(iface->epoll_fd);
+    ::close(iface->timer_fd);
 }
 
 }  // namespace mpx::tcp

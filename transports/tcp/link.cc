@@ -25,8 +25,15 @@ void complete(mpx_completion *comp, mpx_status st) {
 iovec vec(const void *p, size_t n) { return {const_cast<void *>(p), n}; }
 }  // namespace
 
-Link::~Link() {
-    if (fd >= 0) ::close(fd);
+Link::~Link() { hang_up(); }
+
+// A copy of the descriptor may live on, in a forked child: closing ours would leave the socket in the epoll set.
+void Link::hang_up() {
+    if (fd < 0) return;
+    if (armed) epoll_ctl(iface->epoll_fd, EPOLL_CTL_DEL, fd, nullptr);
+    ::close(fd);
+    fd = -1;
+    armed = 0;
 }
 
 void Link::arm(uint32_t events) {
@@ -78,8 +85,7 @@ ssize_t Link::send_iov(const iovec *iov, size_t cnt) {
         if (errno == EAGAIN || errno == ENOBUFS) return 0;
         if (errno == EINTR) continue;
         // What the peer sent before it went is still to be read: progress does that, then reports.
-        if (!tx_broken && ep)
-            iface->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(ep->peer) + " broke: " + strerror(errno));
+        if (!tx_broken && ep) iface->fail(ep, MPX_ERR_LINK_BROKEN, "the connection to " + describe(to) + " broke: " + strerror(errno));
         tx_broken = true;
         return -1;
     }
@@ -300,6 +306,7 @@ void Link::fill(Get &g, const uint8_t *from, size_t n) {
 
 // One receive, then all complete frames in it. A get's bytes go straight to their destination.
 unsigned Link::read_in() {
+    if (fenced) return 0;
     iovec iov[kMaxIov + 1];
     size_t cnt = 0;
     if (in_begin == in_end) in_begin = in_end = direct_left ? padding(direct_pad) : padding(skip);

@@ -1,13 +1,17 @@
-"""Control path of tcp: chooses the one address to listen on, and the ports.
+"""Control path of tcp: finds the addresses to listen on, and the ports.
 
-PYMPX_TCP_INTERFACES  comma-separated interface names or networks (``eth0``, ``192.0.2.0/24``), first match wins; ``lo`` is loopback.
-                      Default: the first interface that is up, not loopback and no bridge of a container or virtual machine; else loopback.
+PYMPX_TCP_INTERFACES  comma-separated interface names or networks (``eth0``, ``192.0.2.0/24``), best first; ``lo`` is loopback.
+                      Default: every interface that is up and has an IPv4 address. Those that look like a bridge to containers or virtual
+                      machines come last; loopback serves peers in the same network namespace only.
 PYMPX_TCP_PORTS       range to listen in, ``40000-40100``. Default: the kernel chooses.
+
+Nothing is decided here about which address leads to a peer: that is shown by connecting, authenticated, to each of them (handshake.cc).
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import ipaddress
 import os
 import socket
@@ -22,7 +26,10 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCGIFADDR = 0x8915
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
-#: bridges to containers and virtual machines of this host: other hosts cannot reach their addresses
+_IFF_RUNNING = 0x40
+#: as many addresses as an iface has room for (kMaxPlaces in wire.hh)
+MOST_ADDRESSES = 8
+#: bridges to containers and virtual machines of this host: other hosts can seldom reach their addresses
 _BRIDGES = ("docker", "br-", "virbr", "lxcbr", "lxdbr", "cni", "podman", "veth")
 
 
@@ -33,6 +40,8 @@ class Interface:
     name: str
     address: ipaddress.IPv4Address
     loopback: bool
+    #: the kernel sees a carrier
+    running: bool
 
 
 def interfaces() -> list[Interface]:
@@ -47,29 +56,30 @@ def interfaces() -> list[Interface]:
             except OSError:  # no IPv4 address, or just gone
                 continue
             if flags & _IFF_UP:
-                found.append(Interface(name, ipaddress.IPv4Address(raw), bool(flags & _IFF_LOOPBACK)))
+                running = bool(flags & _IFF_RUNNING)
+                found.append(Interface(name, ipaddress.IPv4Address(raw), bool(flags & _IFF_LOOPBACK), running))
     return found
 
 
-def choose_address(wanted: str, available: list[Interface]) -> str:
-    """Return the IPv4 address to listen on.
+def choose_addresses(wanted: str, available: list[Interface]) -> list[str]:
+    """Return the IPv4 addresses to listen on, best first, at most MOST_ADDRESSES.
 
     `wanted` is the value of PYMPX_TCP_INTERFACES, empty for the default. Raises ValueError when nothing matches it.
     """
+    chosen: list[Interface] = []
     for item in (part.strip() for part in wanted.split(",") if part.strip()):
-        for interface in available:
-            if interface.name == item or ("/" in item and interface.address in _network(item)):
-                return str(interface.address)
+        network = _network(item) if "/" in item else None
+        chosen += [i for i in available if i.name == item or (network is not None and i.address in network)]
     names = ", ".join(f"{i.name} ({i.address})" for i in available) or "none"
-    if wanted.strip():
+    if wanted.strip() and not chosen:
         raise ValueError(f"PYMPX_TCP_INTERFACES={wanted!r} matches no interface that is up with an IPv4 address; there are: {names}")
-    for interface in available:
-        if not interface.loopback and not interface.name.startswith(_BRIDGES):
-            return str(interface.address)
-    for interface in available:
-        if interface.loopback:
-            return str(interface.address)
-    raise ValueError(f"no interface to listen on is up with an IPv4 address; there are: {names}")
+    if not chosen:
+        loopback = [i for i in available if i.loopback][:1]
+        others = sorted((i for i in available if not i.loopback), key=lambda i: (i.name.startswith(_BRIDGES), not i.running))
+        chosen = others[: MOST_ADDRESSES - len(loopback)] + loopback
+    if not chosen:
+        raise ValueError("no interface to listen on is up with an IPv4 address")
+    return list(dict.fromkeys(str(i.address) for i in chosen))[:MOST_ADDRESSES]
 
 
 def _network(text: str) -> ipaddress.IPv4Network:
@@ -83,14 +93,27 @@ def parse_ports(text: str) -> tuple[int, int] | None:
     """Return (first, last) of a range ``a-b`` or one port ``a``; None for the empty text. Raises ValueError when it is neither."""
     if not text.strip():
         return None
-    first, _, last = text.partition("-")
+    first, dash, last = (part.strip() for part in text.partition("-"))
     try:
-        ports = int(first), int(last or first)
+        ports = int(first), int(last if dash else first)
     except ValueError:
         ports = 0, 0
-    if not 1 <= ports[0] <= ports[1] <= 65535:
+    if not text.isascii() or not 1 <= ports[0] <= ports[1] <= 65535:
         raise ValueError(f"PYMPX_TCP_PORTS={text!r} is no range first-last of ports between 1 and 65535")
     return ports
+
+
+def network_identity() -> str:
+    """Return 32 hexadecimal digits that are the same for processes in one network namespace of one running kernel.
+
+    All zero where /proc does not tell. It is only a hint which addresses are worth a try.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        namespace = os.stat("/proc/self/ns/net")
+    except OSError:
+        return "0" * 32
+    return hashlib.blake2b(b"%s %d %d" % (boot.strip(), namespace.st_dev, namespace.st_ino), digest_size=16).hexdigest()
 
 
 class TcpTransport(NativeTransport):
@@ -108,8 +131,11 @@ class TcpTransport(NativeTransport):
         return super().probe()
 
     def config(self) -> dict[str, Any]:
-        """Return the address to listen on and, when restricted, the range of ports. Raises ValueError naming a wrong variable."""
-        config: dict[str, Any] = {"address": choose_address(os.environ.get("PYMPX_TCP_INTERFACES", ""), interfaces())}
+        """Return the addresses to listen on and, when restricted, the range of ports. Raises ValueError naming a wrong variable."""
+        config: dict[str, Any] = {
+            "addresses": choose_addresses(os.environ.get("PYMPX_TCP_INTERFACES", ""), interfaces()),
+            "network": network_identity(),
+        }
         ports = parse_ports(os.environ.get("PYMPX_TCP_PORTS", ""))
         if ports is not None:
             config["ports"] = list(ports)

@@ -24,6 +24,7 @@ template <class... Args, mpx_status (*fn)(Args...)> struct Guard<fn> {
 mpx_status ep_address(mpx_ep *, void *) { return MPX_ERR_UNSUPPORTED; }
 mpx_status ep_connect(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
 mpx_status ep_repair(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
+mpx_status domain_supply(mpx_domain *, const char *) { return MPX_ERR_UNSUPPORTED; }
 
 constexpr mpx_transport kTable = {
     MPX_ABI_VERSION,
@@ -53,6 +54,8 @@ constexpr mpx_transport kTable = {
     Guard<ep_check>::call,
     ep_destroy,
     iface_bytes,
+    iface_forked,
+    domain_supply,
 };
 
 }  // namespace

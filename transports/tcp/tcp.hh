@@ -23,21 +23,30 @@ namespace mpx::tcp {
 inline constexpr size_t kOutCapacity = 256 * 1024;  // bytes accepted beyond what the kernel took, per link
 inline constexpr size_t kInCapacity = 256 * 1024;
 inline constexpr size_t kWriteBudget = 1024 * 1024;  // per link and progress, so that input is read in between
-inline constexpr size_t kMaxHalfOpen = 128;          // accepted, not yet authenticated; more wait in the kernel's backlog
+inline constexpr size_t kMaxHalfOpen = 128;          // accepted, not yet authenticated; one more costs another its place
+inline constexpr int kAcceptBurst = 32;              // per listening socket and look at the event set
 inline constexpr int64_t kStrangerMs = 5000;         // for an accepted connection to authenticate
-inline constexpr int64_t kConnectMs = 5000;          // for the kernel to connect
+inline constexpr int64_t kConnectMs = 1000;          // for the kernel to connect; then the session above tries again
+inline constexpr int64_t kReconnectMs = 200;         // the same to a peer that was near before: a lost SYN is sent again only after 1 s
+inline constexpr uint32_t kPatientConnect = 16;      // but one in so many waits longer: the peer may be farther away now
+inline constexpr int64_t kStaggerMs = 20;            // then the peer's next address is tried beside the first
 inline constexpr int64_t kBusyMs = 20000;            // a peer that says kBusy is asked again that long
+inline constexpr int64_t kBusyRetryMs = 5;
 inline constexpr int64_t kRetryMs = 20;
+inline constexpr int64_t kLivenessMs = 250;
 inline constexpr int64_t kLingerMs = 10000;  // a destroyed ep's connection waits that long for the peer's EOF
 inline constexpr int64_t kCloseMs = 250;     // iface_close waits that long for acknowledgements
-inline constexpr int kMaxLateEof = 5;        // connections that ended inside the handshake before the peer counts as unreachable
+// That many connections in a row that ended inside the handshake, for that long: who listens there is not our peer.
+inline constexpr int kMaxLateEof = 5;
+inline constexpr int64_t kLateEofMs = 2000;
 
 struct Iface;
 struct Link;
 
 void set_why(std::string text);
 const char *why();
-std::string describe(const Address &);  // "192.0.2.1:40000"
+std::string describe(const Place &);    // "192.0.2.1:40000"
+std::string describe(const Address &);  // all of them
 int64_t now_ms();
 
 }  // namespace mpx::tcp
@@ -93,13 +102,32 @@ struct Flush {
 struct Ep : mpx_ep {
     Iface *owner = nullptr;
     Address peer{};
-    Link *link = nullptr;  // in handshake (initiated by us) or up
+    std::vector<Link *> tries;     // ours, to several of the peer's places at once; none has shown that it is the peer
+    std::vector<Place> untried;    // places still to come, each kStaggerMs after the other
+    int64_t next_try = 0;          // when, if any
+    int64_t patience_ms = 0;       // with each of them
+    std::vector<std::string> why;  // what became of the tries that ended
+    bool timed_out = false;        // one of them
+    bool may_pass = false;         // one of them ended by what may be otherwise next time
+    bool late_eof = false;         // one of them ended after the kernel had connected
+    bool trying() const { return link || retry_at || !tries.empty() || !untried.empty(); }
+
+    Link *link = nullptr;  // ours, to the peer itself, awaiting its verdict; or up
     Link *live = nullptr;  // == link once it is up
     mpx_status failed = MPX_OK;
     std::string reason;
     int64_t retry_at = 0;  // when to connect again; 0: not waiting
     int64_t busy_since = 0;
+    int64_t eof_since = 0;  // of late_eofs
     int late_eofs = 0;
+};
+
+// What outlives the eps to a peer: it tells whether a connect is newer than the link that we hold.
+struct Meetings {
+    uint32_t attempts = 0;             // connects that we began
+    uint32_t accepted = 0;             // the last of its connects that we accepted
+    uint32_t connects = 0;             // since it was up
+    int64_t patience_ms = kConnectMs;  // by the round trips of the last link
 };
 
 struct Link {
@@ -107,6 +135,7 @@ struct Link {
 
     Link(Iface *iface, int fd, State state) : iface(iface), fd(fd), state(state) {}
     ~Link();
+    void hang_up();
     Link(const Link &) = delete;
     Link &operator=(const Link &) = delete;
 
@@ -114,15 +143,17 @@ struct Link {
     Ep *ep = nullptr;
     int fd;
     State state;
+    Place to{};            // the other end
     uint32_t armed = 0;    // epoll events asked for
     int64_t deadline = 0;  // handshake or linger
 
     // handshake.cc
     uint8_t hs[kMaxHandshake];
     size_t hs_have = 0;
-    Hello hello{};     // the connector's
-    Nonce nonce{};     // the acceptor's
-    void handshake();  // as far as it goes without blocking
+    Hello hello{};      // the connector's
+    bool ours = false;  // we are the connector
+    Nonce nonce{};      // the acceptor's
+    void handshake();   // as far as it goes without blocking
     bool read_exactly(size_t n);
     bool send_all(const void *p, size_t n);
     void go_up(Ep *ep);
@@ -183,9 +214,11 @@ struct Iface : mpx_iface {
     mpx_domain *domain;
     mpx_iface_params params;
     Address address{};
-    int epoll_fd = -1, listen_fd = -1, timer_fd = -1;
+    int epoll_fd = -1, timer_fd = -1;
+    std::vector<int> listen_fds;  // one per place of `address`
     bool accepting = true;
     std::map<Id, Ep *> eps;
+    std::map<Id, Meetings> meetings;
     std::vector<std::unique_ptr<Link>> links, graveyard;
     std::vector<Link *> flushing;
     std::vector<Ep *> broken;  // on_error is due
@@ -198,6 +231,8 @@ struct Iface : mpx_iface {
 
     bool open();
     bool listen_on(const Config &config);
+    int listen_at(uint32_t ipv4, const Config &config, uint16_t preferred, Place &at);
+    bool watch_listeners(int op);
     unsigned progress();
     unsigned poll();
     void tick();
@@ -205,11 +240,17 @@ struct Iface : mpx_iface {
     void close();
 
     // handshake.cc
-    void accept_new();
-    bool connect(Ep *ep);
+    void accept_new(int listen_fd);
+    Link *stranger_to_drop() const;
+    std::vector<Place> places_of(const Address &peer) const;  // those that may lead to it from here, best first
+    void connect(Ep *ep);
+    void try_next(Ep *ep);
+    void try_failed(Link *link, const std::string &reason, bool may_pass);
+    void all_failed(Ep *ep);
+    void drop_tries(Ep *ep);
     void verdict(Link *link);
     void lost_handshake(Link *link, const char *reason);  // of ours: try again or give up
-    void retry(Ep *ep);
+    void retry(Ep *ep, int64_t ms = kRetryMs);
 
     void bury(Link *link);    // close the socket; freed when progress returns
     void linger(Link *link);  // of a destroyed ep
@@ -243,5 +284,6 @@ mpx_status ep_fence_off(mpx_ep *);
 mpx_status ep_check(mpx_ep *, mpx_completion *);
 void ep_destroy(mpx_ep *);
 uint64_t iface_bytes(mpx_iface *, int);
+void iface_forked(mpx_iface *);
 
 }  // namespace mpx::tcp

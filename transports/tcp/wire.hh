@@ -14,20 +14,29 @@ using Id = std::array<uint8_t, 16>;  // of an iface, random
 using Nonce = std::array<uint8_t, 32>;
 using Mac = std::array<uint8_t, 32>;  // HMAC-SHA256
 
-inline constexpr uint16_t kAddressForm = 0x0401;  // version 1, IPv4
+inline constexpr uint16_t kAddressForm = 0x0402;  // version 2, IPv4
+inline constexpr size_t kMaxPlaces = 8;           // addresses that an iface can have
 inline constexpr size_t kMaxAm = 65536 + 256;     // payload of one AM: 64 KiB and room for an upper layer's header
 inline constexpr size_t kMaxHdr = 128;            // header of am_zcopy
 inline constexpr size_t kMaxIov = 16;
 inline constexpr size_t kMaxGets = 64;        // outstanding per peer; one more from the wire is a violation
 inline constexpr size_t kPiece = 256 * 1024;  // of a get: an AM waits behind at most one
 
-// An iface's address, 24 bytes, also what on_incoming receives.
-struct Address {
-    uint16_t form, port;
+// Where an iface listens: one interface's address and a port.
+struct Place {
     uint32_t ipv4;
-    Id id;
+    uint16_t port, reserved;
 };
-static_assert(sizeof(Address) == 24);
+
+// An iface's address, also what on_incoming receives: the first `count` places, best first, the others zero. `network` is the same
+// for ifaces that share a network namespace, which alone reach each other by loopback.
+struct Address {
+    uint16_t form, count;
+    uint32_t reserved;
+    Id id, network;
+    std::array<Place, kMaxPlaces> at;
+};
+static_assert(sizeof(Address) == 104);
 
 // connector -> acceptor: Hello; back: Challenge; then Proof; back: Verdict. Only then frames.
 inline constexpr uint64_t kHelloMagic = 0x3170637478706d01;  // "\1mpxtcp1"
@@ -36,6 +45,7 @@ struct Hello {
     uint64_t magic;
     Address from;
     Nonce nonce;
+    uint32_t attempt, accepted;  // connects that `from` has begun to this acceptor; the last of the acceptor's that it has accepted
 };
 struct Challenge {
     uint64_t magic;
@@ -46,7 +56,8 @@ struct Challenge {
 struct Proof {
     Mac mac;
 };
-enum : uint64_t { kAccepted = 0x414343455054, kBusy = 0x42555359 };  // kBusy: a crossing connect won, or an old link lives: try later
+// kBusy: a crossing connect won, or an old link ends: try later. kRefused: we do not know the peer, or count it as failed.
+enum : uint64_t { kAccepted = 0x414343455054, kBusy = 0x42555359, kRefused = 0x52454655534544 };
 struct Verdict {
     uint64_t value;
 };
