@@ -113,3 +113,12 @@ def test_self(comm: Any) -> None:
         request.Wait()
         assert (got == 3).all()
     assert alone.allgather(comm.rank) == [comm.rank]
+
+
+@pytest.mark.ranks(2)
+def test_all_names_of_a_communicator_count_its_agreements(comm: Any) -> None:
+    """Ranks may call the same communicator by different names: the agreements still meet."""
+    other = MPI.Intracomm(comm)
+    names = [comm, other, other, comm, other] if comm.rank == 0 else [other, other, comm, comm, comm]
+    for number, name in enumerate(names):
+        assert name.Agree(number << 2 | 1 << comm.rank) == number << 2

@@ -201,3 +201,33 @@ def test_counters_are_at_the_top_of_the_package() -> None:
     before = pympx.counters()["shm"]["sent_bytes"]
     comm.Sendrecv(numpy.zeros(1000), (comm.Get_rank() + 1) % 3, 0, numpy.zeros(1000), (comm.Get_rank() - 1) % 3, 0)
     assert pympx.counters()["shm"]["sent_bytes"] - before == 8000
+
+
+@pytest.mark.ranks(2, transport="tcp")
+def test_registrations_are_counted() -> None:
+    import numpy
+
+    from pympx import MPI
+    from pympx.bindings import runtime as engine
+
+    comm = MPI.COMM_WORLD
+    comm.Barrier()
+    number = engine.peer_transport(1 - comm.rank)
+    before = engine.cache_counters(number)
+    large = numpy.ones(4 << 20, "u1")
+    if comm.rank == 0:
+        comm.Ssend(large, 1)
+    else:
+        comm.Recv(large, 0)
+    after = engine.cache_counters(number)
+    # Over tcp the sender's memory alone is registered, which costs nothing and is not kept.
+    assert after["uncacheable"] - before["uncacheable"] == (1 if comm.rank == 0 else 0)
+    assert (after["pays"], after["hits"], after["regions"], after["bytes"]) == (False, 0, 0, 0)
+    assert after["reason"] == "registering costs no more than looking it up"
+
+
+def test_the_switch_of_the_cache_is_checked(tmp_path: Path) -> None:
+    assert _run(tmp_path, 1, RING, "1000", PYMPX_REGCACHE="off").code == 0
+    ended = _run(tmp_path, 1, RING, "1000", PYMPX_REGCACHE="perhaps")
+    assert ended.code != 0
+    assert "PYMPX_REGCACHE='perhaps': expecting auto or off" in ended.err

@@ -90,6 +90,40 @@ def test_ctrl_c_ends_a_blocking_call(comm: Any, call: str) -> None:
 
 
 @pytest.mark.ranks(2)
+def test_memory_of_an_interrupted_collective_stays_held(comm: Any) -> None:
+    """The schedule goes on and writes there: the bytearray cannot be resized until it is over."""
+    comm.Barrier()
+    comm = comm.Dup()  # its collectives are out of step afterwards
+    if comm.rank == 0:
+        buffer = bytearray(100_000)
+        old = signal.signal(signal.SIGINT, signal.default_int_handler)
+        thread = interrupt_when_asleep()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                comm.Bcast(buffer, root=1)
+        finally:
+            thread.join()
+            signal.signal(signal.SIGINT, old)
+        with pytest.raises(BufferError):
+            buffer.append(0)
+        comm.send(None, 1)
+        comm.recv(source=1)
+        while True:  # the broadcast's own messages came before, but need progress to complete
+            comm.Iprobe(1)
+            comm.isend(None, MPI.PROC_NULL).wait()
+            try:
+                buffer.append(0)
+                break
+            except BufferError:
+                continue
+        assert buffer == b"x" * 100_000 + b"\0"
+    else:
+        comm.recv(source=0)
+        comm.Bcast(bytearray(b"x" * 100_000), root=1)
+        comm.send(None, 0)
+
+
+@pytest.mark.ranks(2)
 def test_a_handler_that_returns_lets_the_call_go_on(comm: Any) -> None:
     if comm.rank == 0:
         calls: list[int] = []

@@ -30,7 +30,7 @@ def internet():
                     inodes[line.split()[9]] = kind + " " + line.strip()
         except OSError:
             pass
-    found = []
+    found = {}  # by inode: of a line of the kernel's tables the rest changes
     for entry in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{entry}")
@@ -45,12 +45,12 @@ def internet():
         except OSError:
             continue
         if family in (socket.AF_INET, socket.AF_INET6):
-            found.append(inodes.get(target[8:-1], target))
+            found[target[8:-1]] = inodes.get(target[8:-1], target)
     return found
 
-inherited = set(internet())  # the launcher's: Hydra gives ranks a socket
+inherited = internet()  # the launcher's: Hydra gives ranks a socket
 comm = MPI.COMM_WORLD
-seen = set()
+seen = {}
 payload = 0
 for turn in range(30):
     for n in (1, 1000, 100000):
@@ -58,10 +58,10 @@ for turn in range(30):
         comm.Sendrecv(np.full(n, float(turn)), (comm.rank + 1) % comm.size, 1, got, (comm.rank - 1) % comm.size, 1)
         assert (got == turn).all()
         payload += got.nbytes
-    seen |= set(internet())
+    seen |= internet()
 comm.Barrier()
 counters = runtime.counters()
-everybody = comm.gather((sorted(seen - inherited), counters, payload))
+everybody = comm.gather(([text for inode, text in seen.items() if inode not in inherited], counters, payload))
 if comm.rank == 0:
     print(json.dumps(everybody))
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mpi_launchers
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,19 +40,21 @@ class Launcher:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._done: dict[tuple[int, tuple[str, ...], str], Finished] = {}
+        self._done: dict[tuple[int, tuple[str, ...], str, str], Finished] = {}
 
-    def __call__(self, ranks: int, program: str, *arguments: str, transport: str = "shm") -> Finished:
-        """Run `program` (a path from the repository's root) on `ranks` ranks over `transport`."""
-        key = (ranks, (program, *arguments), transport)
+    def __call__(self, ranks: int, program: str, *arguments: str, transport: str = "shm", mpi: str = "") -> Finished:
+        """Run `program` (a path from the repository's root) on `ranks` ranks over `transport`; `mpi`: under that MPI's mpiexec."""
+        key = (ranks, (program, *arguments), transport, mpi)
         if key not in self._done:
             self._done[key] = self._start(*key)
         return self._done[key]
 
-    def _start(self, ranks: int, words: tuple[str, ...], transport: str) -> Finished:
+    def _start(self, ranks: int, words: tuple[str, ...], transport: str, mpi: str) -> Finished:
         record = self._folder / f"{len(self._done)}.json"
-        command = [_mpiexec(), "-n", str(ranks), sys.executable, str(ROOT / words[0]), *words[1:], "--json", str(record)]
+        start = mpi_launchers.command(mpi, ranks) if mpi else [_mpiexec(), "-n", str(ranks)]
+        command = [*start, sys.executable, str(ROOT / words[0]), *words[1:], "--json", str(record)]
         environment = {**os.environ, "PYMPX_TRANSPORT": transport, "OMP_NUM_THREADS": "1"}
+        environment.update(mpi_launchers.settings(mpi) if mpi else {})
         process = subprocess.Popen(
             command,
             env=environment,

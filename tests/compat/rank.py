@@ -28,6 +28,7 @@ class Recorder(unittest.TestResult):
         super().__init__()
         self._file = path.open("w", buffering=1)
         self._outcome, self._detail = "pass", ""
+        self.started: set[str] = set()
 
     def write(self, **entry: Any) -> None:
         self._file.write(json.dumps(entry) + "\n")
@@ -40,6 +41,7 @@ class Recorder(unittest.TestResult):
     def startTest(self, test: unittest.TestCase) -> None:
         super().startTest(test)
         self._outcome, self._detail = "pass", ""
+        self.started.add(test.id())
         self.write(start=test.id())
 
     def stopTest(self, test: unittest.TestCase) -> None:
@@ -70,6 +72,18 @@ def libraries() -> list[str]:
     return sorted(path for path in paths if os.path.basename(path).startswith(("libmpi", "libmpich", "MPI.mpi", "libmpi_abi")))
 
 
+def every(suite: unittest.TestSuite) -> list[unittest.TestCase]:
+    """Return the tests of a suite and the suites in it."""
+    return [test for part in suite for test in (every(part) if isinstance(part, unittest.TestSuite) else [part])]
+
+
 recorder = Recorder(Path(out) / f"rank{MPI.COMM_WORLD.Get_rank()}.jsonl")
-unittest.defaultTestLoader.loadTestsFromName(module).run(recorder)
+suite = unittest.defaultTestLoader.loadTestsFromName(module)
+names = [test.id() for test in every(suite)]  # before the run, which empties the suite
+skipped = {test.id() for test in every(suite) if getattr(type(test), "__unittest_skip__", False)}
+suite.run(recorder)
+for name in names:
+    if name not in recorder.started and name not in skipped:  # an error before it: of setUpClass
+        recorder.write(start=name)
+        recorder.write(end=name, outcome="error", detail="its class could not be set up")
 recorder.write(done=True, libraries=libraries())

@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import time
 import tomllib
 import venv
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import numpy
 from pympx.testing.hang import format_stacks, run_ranks
 
 MPI4PY, MPICH = "4.1.2", "5.0.2"
-MODULES = ("test_p2p_buf", "test_p2p_obj", "test_request", "test_status", "test_msgzero")
+MODULES = ("test_p2p_buf", "test_p2p_obj", "test_request", "test_status", "test_msgzero", "test_environ", "test_ulfm", "test_buffer")
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "build" / "compat"
 LIMIT_S = {"peer": 240.0, "pympx": 90.0}
@@ -60,8 +61,7 @@ def prepare() -> tuple[Path, Path, Path]:
     if not sources.exists():
         print(f"fetching the sources of mpi4py {MPI4PY}", flush=True)
         _pip(sys.executable, "download", "--no-deps", "--no-binary", "mpi4py", "-d", str(CACHE), f"mpi4py=={MPI4PY}")
-        with tarfile.open(CACHE / f"mpi4py-{MPI4PY}.tar.gz") as archive:
-            archive.extractall(CACHE / "unpacked", filter="data")
+        shutil.unpack_archive(CACHE / f"mpi4py-{MPI4PY}.tar.gz", CACHE / "unpacked")
         (CACHE / "unpacked" / f"mpi4py-{MPI4PY}").rename(sources)
     wanted = [f"mpi4py=={MPI4PY}", f"mpich=={MPICH}", f"numpy=={numpy.__version__}"]
     peer, stamp = CACHE / "peer", CACHE / "peer.stamp"
@@ -156,6 +156,16 @@ def compare_names(python: Path) -> tuple[int, list[str]]:
     return len(theirs) - len(wrong), wrong
 
 
+def write_junit(path: Path, good: list[str], bad: dict[str, str]) -> None:
+    """Write the outcomes as a JUnit report: ids that passed, and what failed with the reason."""
+    suite = ET.Element("testsuite", name="compat", tests=str(len(good) + len(bad)), failures=str(len(bad)))
+    for name in good:
+        ET.SubElement(suite, "testcase", name=name)
+    for name, why in bad.items():
+        ET.SubElement(ET.SubElement(suite, "testcase", name=name), "failure").text = why
+    ET.ElementTree(suite).write(path, encoding="unicode")
+
+
 def main() -> int:
     """Command line; returns the exit code: 0 if every id that passes in the peer passes here, or is expected not to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -209,6 +219,7 @@ def main() -> int:
     for problem in problems:
         print(f"FAILED {problem}")
     print(f"{len(ids)} ids, {len(expected)} of them expected to fail; {len(numbers) * len(modules)} runs on each side")
+    write_junit(CACHE / "junit.xml", good, bad | dict.fromkeys(problems, ""))
     print(f"{len(good) + agreeing} passed, {len(bad) + len(problems)} failed")
     return 1 if bad or problems else 0
 

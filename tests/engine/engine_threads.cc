@@ -1,9 +1,12 @@
 // Threads on one engine over the real transports: waits, wake-ups, sleep. Meant for ThreadSanitizer as much as for a plain run.
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
+#include <vector>
 
+#include "cutting.h"
 #include "engine_world.h"
 
 using namespace mpx;
@@ -42,12 +45,26 @@ double cpu_seconds() {
 
 }  // namespace
 
-TEST_CASE("threads of both ranks send, receive, probe and cancel at once") {
-    for (const char *name : {"shm", "tcp"}) {
+TEST_CASE("threads of both ranks send, receive, probe and cancel at once, also while their connection is cut again and again") {
+    for (const char *form : {"shm", "tcp", "tcp, cut"}) {
         constexpr int kPairs = 3, kRounds = 300;
+        const std::string name(form, 3);
         RealWorld world(2, name);
+        connect(world);  // a peer that was never reached is given up soon, however often its handshakes are cut
+        std::atomic<bool> over{name == form};
+        std::thread cutter([&] {
+            std::mt19937_64 random(seed());
+            while (!over) {
+                const std::vector<int> fds = connections();
+                const uint64_t links = world[0].link_counters(1).reconnects;
+                if (!fds.empty()) cut_connection(fds[random() % fds.size()], random() % 2 ? Cut::kShut : Cut::kReset);
+                usleep(static_cast<useconds_t>(random() % 10000));
+                // Mostly the next link may come up first: where handshakes are slow, none would survive.
+                for (int ms = random() % 4 ? 200 : 0; ms > 0 && !over && world[0].link_counters(1).reconnects == links; ms--) usleep(1000);
+            }
+        });
         std::vector<std::thread> threads;
-        std::atomic<int> wrong{0};
+        std::atomic<int> wrong{0}, first_error{0}, running{2 * kPairs};
         for (int rank = 0; rank < 2; rank++)
             for (int pair = 0; pair < kPairs; pair++)
                 threads.emplace_back([&, rank, pair] {
@@ -75,6 +92,8 @@ TEST_CASE("threads of both ranks send, receive, probe and cancel at once") {
                         }
                         while (e.wait(s) != Wait::kDone) {
                         }
+                        for (const Error error : {r->status.error, s->status.error})
+                            if (int none = 0; error != Error::kNone) first_error.compare_exchange_strong(none, static_cast<int>(error));
                         wrong += theirs != mine || r->status.error != Error::kNone || s->status.error != Error::kNone;
                         wrong += !e.cancel(never);
                         e.release(never);
@@ -83,22 +102,36 @@ TEST_CASE("threads of both ranks send, receive, probe and cancel at once") {
                         e.unexpected_bytes();
                         e.peer_state(1 - rank);
                     }
+                    for (running--; running > 0; usleep(100)) e.progress();  // what was cut after it was sent is sent again
                 });
         for (auto &t : threads) t.join();
-        CHECK(wrong == 0);
+        const std::string failed = form + (": " + world[0].failure_reason(1)) + " / " + world[1].failure_reason(0);
+        CAPTURE(failed);
+        CHECK(first_error.load() == 0);
+        CHECK(wrong.load() == 0);
+        if (!over) CHECK(world[0].link_counters(1).reconnects > 0);
+        over = true;
+        cutter.join();
         world.close();
     }
 }
 
-// Each round wakes one of three threads, chosen at random; a wake-up that is lost costs the rest of a 100 ms slice.
+// A wake-up that is lost costs the rest of a slice: so long that the machine does not hold a thread up as long.
+Config with_long_slices() {
+    Config config;
+    config.slice_ms = 20'000;
+    return config;
+}
+constexpr double kLate = 5;
+
+// Each round wakes one of three threads, chosen at random.
 TEST_CASE("no wake-up is lost in 10^4 rounds") {
     for (const char *name : {"shm", "tcp"}) {
         constexpr int kThreads = 3, kRounds = 5000;
-        Config config;
+        Config config = with_long_slices();
         config.spin_seconds = 2e-6;  // mostly asleep
         RealWorld world(2, name, config);
         std::vector<std::thread> threads;
-        std::atomic<int> interrupted{0};
         for (int t = 0; t < kThreads; t++)
             threads.emplace_back([&, t] {
                 Engine &e = world[1];
@@ -111,7 +144,6 @@ TEST_CASE("no wake-up is lost in 10^4 rounds") {
                 }
             });
         std::mt19937_64 random(seed());
-        int slow = 0;
         double longest = 0;
         const auto round = [&](int t, uint64_t word) {
             const double start = now();
@@ -121,7 +153,6 @@ TEST_CASE("no wake-up is lost in 10^4 rounds") {
             wait_for(world[0], r);
             world[0].release(r);
             REQUIRE(back == word);
-            slow += now() - start > 0.08;
             longest = std::max(longest, now() - start);
         };
         for (uint64_t i = 1; i <= kRounds; i++) {
@@ -131,13 +162,13 @@ TEST_CASE("no wake-up is lost in 10^4 rounds") {
         for (int t = 0; t < kThreads; t++) round(t, 0);
         for (auto &t : threads) t.join();
         MESSAGE(std::string(name) << ": longest round " << longest << " s");
-        CHECK(slow <= 2);  // the machine may hold a thread up, an engine that forgets one does it more often
+        CHECK(longest < kLate);
         world.close();
     }
 }
 
 TEST_CASE("a thread that waits for any message is told while another sleeps on the transports") {
-    RealWorld world(2, "shm");
+    RealWorld world(2, "shm", with_long_slices());
     char never = 0, word = 1;
     connect(world);
     Request *r = world[1].irecv(1, 0, 0, &never, 1, false);
@@ -160,7 +191,7 @@ TEST_CASE("a thread that waits for any message is told while another sleeps on t
         const double sent = now();
         send(world[0], 2, 1, round, &word, 1);
         prober.join();
-        if (told - sent > 0.05) prompt = false;
+        if (told - sent > kLate) prompt = false;
         Request *got = world[1].irecv(2, 0, round, &word, 1, false);
         wait_for(world[1], got);
     }
@@ -173,7 +204,7 @@ TEST_CASE("a thread that waits for any message is told while another sleeps on t
 
 TEST_CASE("a sleeper is woken by a completion that another thread's progress produced") {
     for (const char *name : {"shm", "tcp"}) {
-        RealWorld world(2, name);
+        RealWorld world(2, name, with_long_slices());
         std::atomic<bool> stop{false};
         std::thread other([&] {
             while (!stop) {
@@ -181,7 +212,7 @@ TEST_CASE("a sleeper is woken by a completion that another thread's progress pro
                 spin(5000);  // without this it would hold the lock nearly always, and a mutex is not fair
             }
         });
-        int slow = 0;
+        double longest = 0;
         for (int round = 0; round < 200; round++) {
             int word = round, got = -1;
             Request *r = world[1].irecv(0, 0, 0, &got, sizeof got, false);
@@ -195,13 +226,13 @@ TEST_CASE("a sleeper is woken by a completion that another thread's progress pro
             const double sent = now();
             send(world[0], 0, 1, 0, &word, sizeof word);
             sleeper.join();
-            slow += told - sent > 0.08;
+            longest = std::max(longest, told - sent);
             REQUIRE(got == round);
             world[1].release(r);
         }
         stop = true;
         other.join();
-        CHECK(slow <= 2);
+        CHECK(longest < kLate);
         world.close();
     }
 }
@@ -213,12 +244,15 @@ TEST_CASE("a wait without events returns after about 100 ms, asleep all the whil
         char word = 0;
         Request *r = world[1].irecv(0, 0, 0, &word, 1, false);
         const double cpu = cpu_seconds();
-        for (int i = 0; i < 10; i++) {
+        std::vector<double> took;
+        for (int i = 0; i < 11; i++) {
             const double start = now();
             CHECK(world[1].wait(r) == Wait::kInterrupted);
-            CHECK(now() - start > 0.09);
-            CHECK(now() - start < 0.5);
+            took.push_back(now() - start);
         }
+        std::sort(took.begin(), took.end());
+        CHECK(took.front() > 0.09);
+        CHECK(took[5] < 0.2);  // the median: the machine may hold a thread up now and then
         CHECK(cpu_seconds() - cpu < 0.05);
         world[1].cancel(r);
         world.close();
@@ -230,9 +264,11 @@ TEST_CASE("a wait returns after about 100 ms even when other traffic never stops
     world.fabric.busy = true;
     char word = 0;
     Request *r = world[0].irecv(0, 0, 0, &word, 1, false);
+    std::atomic<bool> rescued{false};
     std::thread rescue([&] {  // a wait that is stuck shall fail this test, not hang it
-        const double limit = now() + 2;
+        const double limit = now() + 5;
         while (now() < limit && world.fabric.busy) std::this_thread::yield();
+        rescued = world.fabric.busy.load();
         world.fabric.busy = false;
     });
     const double start = now();
@@ -242,7 +278,7 @@ TEST_CASE("a wait returns after about 100 ms even when other traffic never stops
     rescue.join();
     CHECK(outcome == Wait::kInterrupted);
     CHECK(took > 0.09);
-    CHECK(took < 0.5);
+    CHECK(!rescued);
     world.close();
 }
 
@@ -257,7 +293,7 @@ TEST_CASE("while one thread waits over a busy transport, others get the lock") {
     });
     const double start = now();
     for (int i = 0; i < 100; i++) world[0].peer_counters(0);
-    CHECK(now() - start < 1);
+    CHECK(now() - start < 5);  // 10 s where each waits for the end of a slice
     stop = true;
     world.fabric.busy = false;
     waiter.join();

@@ -103,6 +103,34 @@ public:
     }
 };
 
+// `fabric` connects eps pairwise, over `control`.
+class PairwiseWorld : public World {
+public:
+    script::Fabric control, fabric;
+
+    explicit PairwiseWorld(int n, const Config &config = {}) {
+        control.attr.caps |= MPX_CAP_LINK_MAY_BREAK;
+        fabric.attr.caps = (fabric.attr.caps & ~uint64_t{MPX_CAP_CONNECT_IFACE}) | MPX_CAP_CONNECT_EP | MPX_CAP_LINK_MAY_BREAK;
+        fabric.attr.ep_addr_len = sizeof(uint64_t);
+        make(n, config);
+        std::vector<std::string> lanes, addresses;
+        for (auto &e : engines_) {
+            script::Fabric::current() = &control;
+            e->add_transport(&script::detail::kTable, "", "{}");
+            script::Fabric::current() = &fabric;
+            e->add_transport(&script::detail::kTable, "", "{}");
+            lanes.push_back(e->address(0));
+            addresses.push_back(e->address(1));
+        }
+        for (int rank = 0; rank < n; rank++) {
+            connect(rank, 0, 1, addresses, lanes[rank]);
+            for (int peer = 0; peer < n; peer++)
+                if (peer != rank) engines_[rank]->set_control_lane(peer, 0, lanes[peer]);
+        }
+    }
+    ~PairwiseWorld() { engines_.clear(); }
+};
+
 class RealWorld : public World {
 public:
     RealWorld(int n, const std::string &transport, Config config = {}) {
@@ -111,7 +139,7 @@ public:
         std::vector<std::string> own, addresses;
         for (auto &e : engines_) {
             e->add_transport(self, "", "{}");
-            e->add_transport(other, "", transport == "tcp" ? R"({"address": "127.0.0.1"})" : "{}");
+            e->add_transport(other, "", transport == "tcp" ? R"({"addresses": ["127.0.0.1"]})" : "{}");
             own.push_back(e->address(0));
             addresses.push_back(e->address(1));
         }

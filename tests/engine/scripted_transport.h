@@ -11,9 +11,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,7 +23,7 @@
 
 namespace mpx::script {
 
-enum class Verb { kShort, kBcopy, kZcopy, kGet };
+enum class Verb { kShort, kBcopy, kZcopy, kGet, kPut, kAtomic, kFence };
 struct Call {
     int from, to;
     Verb verb;
@@ -31,6 +33,7 @@ struct Packet {
     int from, to;
     uint8_t id;
     std::string header, data;
+    uint64_t ep = 0;  // the receiver's, where eps are connected pairwise
 };
 
 class Fabric;
@@ -38,14 +41,14 @@ class Fabric;
 struct Ep : mpx_ep {
     int to = -1;
     mpx_status broken = MPX_OK;
+    uint64_t number = 0, peer = 0;  // where eps are connected pairwise: its own address, and the one that it is connected to
 };
 struct Outstanding {
     Ep *ep;
     mpx_completion *completion;
-    void *into;  // of a get; nullptr: a send
-    const void *from;
-    size_t bytes;
+    std::function<void()> effect;  // on memory, when it ends well
     mpx_status status;
+    bool remote;  // the effect is on the peer's memory
 };
 struct Node : mpx_iface {
     Fabric *fabric = nullptr;
@@ -59,6 +62,11 @@ struct Node : mpx_iface {
     Ep *ep_to(int peer) const {
         for (const auto &e : eps)
             if (e->to == peer) return e.get();
+        return nullptr;
+    }
+    Ep *ep_numbered(uint64_t number) const {
+        for (const auto &e : eps)
+            if (e->number == number) return e.get();
         return nullptr;
     }
     void ring() const { eventfd_write(fd, 1); }
@@ -94,10 +102,12 @@ public:
     std::function<mpx_status(const Call &)> answer;  // MPX_OK: the call is accepted; anything else is returned, and nothing happened
     bool hold_messages = false;
     bool hold_completions = false;
-    bool asynchronous = true;         // zcopy and get answer INPROGRESS
+    bool asynchronous = true;         // zcopy, get, put and atomic answer INPROGRESS
+    bool landed = false;              // puts and atomics that a cut ends had their effect all the same
     mpx_status get_outcome = MPX_OK;  // of the completion
     bool refuse_registration = false;
     bool refuse_ep = false;
+    int spare_eps = 1 << 30;        // pairwise: that many get an address, then the control path is needed
     std::atomic<bool> busy{false};  // progress always has something to do
 
     // --- what it may look at
@@ -121,6 +131,16 @@ public:
         n->ring();
     }
 
+    bool pairwise() const { return !(attr.caps & MPX_CAP_CONNECT_IFACE); }
+    uint64_t next_number = 0;
+
+    // The link between two ranks breaks: what is on its way is lost, gets and sends that are outstanding end.
+    void cut(int a, int b) {
+        std::erase_if(wire, [a, b](const Packet &p) { return (p.from == a && p.to == b) || (p.from == b && p.to == a); });
+        fail(a, b, MPX_ERR_LINK_BROKEN);
+        fail(b, a, MPX_ERR_LINK_BROKEN);
+    }
+
     static Fabric *&current() {
         static Fabric *fabric = nullptr;
         return fabric;
@@ -140,12 +160,13 @@ inline mpx_status ask(mpx_ep *abi, Verb verb, uint8_t id) {
     auto *ep = static_cast<Ep *>(abi);
     Node *n = node(abi);
     if (ep->broken != MPX_OK) return ep->broken;
+    if (n->fabric->pairwise() && !ep->peer) return MPX_ERR_NO_RESOURCE;
     n->fabric->calls++;
     return n->fabric->answer ? n->fabric->answer({n->index, ep->to, verb, id}) : MPX_OK;
 }
 inline void deliver(mpx_ep *abi, uint8_t id, std::string header, std::string data) {
     auto *ep = static_cast<Ep *>(abi);
-    node(abi)->fabric->inject({node(abi)->index, ep->to, id, std::move(header), std::move(data)});
+    node(abi)->fabric->inject({node(abi)->index, ep->to, id, std::move(header), std::move(data), ep->peer});
 }
 inline std::string bytes(const void *at, size_t n) { return n ? std::string(static_cast<const char *>(at), n) : std::string(); }
 
@@ -164,7 +185,7 @@ inline mpx_status am_bcopy(mpx_ep *ep, uint8_t id, size_t length, mpx_pack_fn pa
     return MPX_OK;
 }
 inline mpx_status hold(mpx_ep *ep, Outstanding o) {
-    node(ep)->outstanding.push_back(o);
+    node(ep)->outstanding.push_back(std::move(o));
     node(ep)->ring();
     return MPX_INPROGRESS;
 }
@@ -174,28 +195,55 @@ inline mpx_status am_zcopy(mpx_ep *ep, uint8_t id, const void *header, size_t he
     if (iov->len > f.attr.max_am_zcopy) return MPX_ERR_INVALID;
     if (const mpx_status st = ask(ep, Verb::kZcopy, id)) return st;
     deliver(ep, id, bytes(header, header_length), bytes(iov->base, iov->len));
-    return f.asynchronous ? hold(ep, {static_cast<Ep *>(ep), completion, nullptr, nullptr, 0, MPX_OK}) : MPX_OK;
+    return f.asynchronous ? hold(ep, {static_cast<Ep *>(ep), completion, nullptr, MPX_OK, false}) : MPX_OK;
+}
+inline bool inside(mpx_rkey_h key, uint64_t remote, size_t length) {
+    const auto &region = *reinterpret_cast<Region *>(key);
+    return remote >= region.address && remote + length <= region.address + region.length;
+}
+inline mpx_status carry_out(mpx_ep *ep, Outstanding o) {
+    if (node(ep)->fabric->asynchronous) return hold(ep, std::move(o));
+    if (o.status == MPX_OK) o.effect();
+    return o.status;
 }
 inline mpx_status get_zcopy(mpx_ep *ep, const mpx_iov *iov, size_t, uint64_t remote, mpx_rkey_h key, mpx_completion *completion) {
     Fabric &f = *node(ep)->fabric;
-    const auto &region = *reinterpret_cast<Region *>(key);
-    if (remote < region.address || remote + iov->len > region.address + region.length || iov->len > f.attr.max_zcopy)
-        return MPX_ERR_INVALID;
+    if (!inside(key, remote, iov->len) || iov->len > f.attr.max_zcopy) return MPX_ERR_INVALID;
     if (const mpx_status st = ask(ep, Verb::kGet, 0)) return st;
-    const auto *from = reinterpret_cast<const void *>(remote);
-    if (f.asynchronous) return hold(ep, {static_cast<Ep *>(ep), completion, iov->base, from, iov->len, f.get_outcome});
-    if (f.get_outcome == MPX_OK) std::memcpy(iov->base, from, iov->len);
-    return f.get_outcome;
+    const auto effect = [into = iov->base, remote, n = iov->len] { std::memcpy(into, reinterpret_cast<const void *>(remote), n); };
+    return carry_out(ep, {static_cast<Ep *>(ep), completion, effect, f.get_outcome, false});
 }
-inline mpx_status put_zcopy(mpx_ep *, const mpx_iov *, size_t, uint64_t, mpx_rkey_h, mpx_completion *) { return MPX_ERR_UNSUPPORTED; }
-inline mpx_status atomic64(mpx_ep *, unsigned, uint64_t, uint64_t, uint64_t *, uint64_t, mpx_rkey_h, mpx_completion *) {
-    return MPX_ERR_UNSUPPORTED;
+// Lands as late as it may: when it completes, or at a fence.
+inline mpx_status put_zcopy(mpx_ep *ep, const mpx_iov *iov, size_t, uint64_t remote, mpx_rkey_h key, mpx_completion *completion) {
+    Fabric &f = *node(ep)->fabric;
+    if (!(f.attr.caps & MPX_CAP_PUT_ZCOPY)) return MPX_ERR_UNSUPPORTED;
+    if (!inside(key, remote, iov->len) || iov->len > f.attr.max_zcopy) return MPX_ERR_INVALID;
+    if (const mpx_status st = ask(ep, Verb::kPut, 0)) return st;
+    const auto effect = [from = iov->base, remote, n = iov->len] { std::memcpy(reinterpret_cast<void *>(remote), from, n); };
+    return carry_out(ep, {static_cast<Ep *>(ep), completion, effect, MPX_OK, true});
 }
-inline mpx_status ep_fence(mpx_ep *) { return MPX_OK; }
+inline mpx_status atomic64(mpx_ep *ep, unsigned operation, uint64_t operand, uint64_t, uint64_t *result, uint64_t remote, mpx_rkey_h key,
+                           mpx_completion *completion) {
+    Fabric &f = *node(ep)->fabric;
+    if (!(f.attr.caps & MPX_CAP_ATOMIC64) || operation != MPX_ATOMIC_ADD) return MPX_ERR_UNSUPPORTED;
+    if (!inside(key, remote, sizeof(uint64_t))) return MPX_ERR_INVALID;
+    if (const mpx_status st = ask(ep, Verb::kAtomic, 0)) return st;
+    const auto effect = [operand, result, word = reinterpret_cast<uint64_t *>(remote)] {
+        *result = *word;
+        *word += operand;
+    };
+    return carry_out(ep, {static_cast<Ep *>(ep), completion, effect, MPX_OK, true});
+}
+inline mpx_status ep_fence(mpx_ep *ep) {
+    if (const mpx_status st = ask(ep, Verb::kFence, 0)) return st;
+    for (Outstanding &o : node(ep)->outstanding)
+        if (o.ep == ep && o.remote && o.effect) std::exchange(o.effect, nullptr)();
+    return MPX_OK;
+}
 inline mpx_status ep_flush(mpx_ep *, mpx_completion *) { return MPX_OK; }
 
-inline void finish(Outstanding o, mpx_status st) {
-    if (st == MPX_OK && o.into) std::memcpy(o.into, o.from, o.bytes);
+inline void finish(const Outstanding &o, mpx_status st, bool landed = false) {
+    if (o.effect && (st == MPX_OK || (landed && o.remote))) o.effect();
     o.completion->done(o.completion, st);
 }
 // Ends all that `ep` has outstanding, whatever is held.
@@ -203,7 +251,7 @@ inline void drop(Node *n, const Ep *ep, mpx_status st) {
     for (size_t left = n->outstanding.size(); left > 0; left--) {
         const Outstanding o = n->outstanding.front();
         n->outstanding.pop_front();
-        if (o.ep == ep) finish(o, st);
+        if (o.ep == ep) finish(o, st, n->fabric->landed);
         else n->outstanding.push_back(o);
     }
 }
@@ -211,17 +259,28 @@ inline unsigned progress(mpx_iface *i) {
     Node *n = node(i);
     Fabric &f = *n->fabric;
     unsigned events = f.busy ? 1 : 0;
-    for (size_t left = f.hold_messages ? 0 : f.wire.size(); left > 0; left--) {
-        Packet p = std::move(f.wire.front());
-        f.wire.pop_front();
-        if (p.to != n->index) {
-            f.wire.push_back(std::move(p));
+    std::deque<Packet> mail, later;  // what handlers send meanwhile comes behind what is on the wire
+    if (!f.hold_messages) {
+        const auto mine = std::stable_partition(f.wire.begin(), f.wire.end(), [n](const Packet &p) { return p.to != n->index; });
+        mail.assign(std::move_iterator(mine), std::move_iterator(f.wire.end()));
+        f.wire.erase(mine, f.wire.end());
+    }
+    for (Packet &p : mail) {
+        events++;
+        if (f.pairwise()) {
+            Ep *to = n->ep_numbered(p.ep);
+            if (!to || !to->peer || to->broken != MPX_OK) {  // the card there does not answer
+                f.fail(p.from, p.to, MPX_ERR_LINK_BROKEN);
+                continue;
+            }
+        }
+        const uint64_t address = static_cast<uint64_t>(p.from);
+        mpx_ep *ep = f.pairwise() ? n->ep_numbered(p.ep) : n->ep_to(p.from);
+        if (!ep) ep = n->params.on_incoming(n->params.arg, &address, sizeof address);
+        if (ep && static_cast<Ep *>(ep)->broken == MPX_ERR_LINK_BROKEN) {  // of the next link; this one is still to be cleared away
+            later.push_back(std::move(p));
             continue;
         }
-        events++;
-        const uint64_t address = static_cast<uint64_t>(p.from);
-        mpx_ep *ep = n->ep_to(p.from);
-        if (!ep) ep = n->params.on_incoming(n->params.arg, &address, sizeof address);
         if (!ep || static_cast<Ep *>(ep)->broken != MPX_OK) continue;
         // Exactly as long as the message: a sanitizer sees each byte read beyond.
         std::unique_ptr<char[]> header(p.header.empty() ? nullptr : new char[p.header.size()]), data(new char[p.data.size()]);
@@ -229,6 +288,7 @@ inline unsigned progress(mpx_iface *i) {
         std::copy(p.data.begin(), p.data.end(), data.get());
         n->params.am[p.id].fn(n->params.am[p.id].arg, ep->user, header.get(), p.header.size(), data.get(), p.data.size(), 0);
     }
+    f.wire.insert(f.wire.begin(), std::move_iterator(later.begin()), std::move_iterator(later.end()));
     for (size_t left = f.hold_completions ? 0 : n->outstanding.size(); left > 0; left--) {
         const Outstanding o = n->outstanding.front();
         n->outstanding.pop_front();
@@ -334,8 +394,29 @@ inline mpx_status ep_create(mpx_iface *i, const void *address, size_t, mpx_ep **
     node(i)->eps.push_back(std::move(ep));
     return MPX_OK;
 }
-inline mpx_status ep_address(mpx_ep *, void *) { return MPX_ERR_UNSUPPORTED; }
-inline mpx_status ep_connect(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
+inline mpx_status ready(mpx_ep *e) {
+    auto *ep = static_cast<Ep *>(e);
+    Node *n = node(e);
+    if (!n->fabric->pairwise()) return MPX_ERR_UNSUPPORTED;
+    if (ep->number) return MPX_OK;
+    if (n->fabric->spare_eps == 0) {
+        n->params.need_control(n->params.arg);
+        return MPX_ERR_NO_RESOURCE;
+    }
+    n->fabric->spare_eps--;
+    ep->number = ++n->fabric->next_number;
+    return MPX_OK;
+}
+inline mpx_status ep_address(mpx_ep *ep, void *out) {
+    if (const mpx_status st = ready(ep)) return st;
+    std::memcpy(out, &static_cast<Ep *>(ep)->number, sizeof(uint64_t));
+    return MPX_OK;
+}
+inline mpx_status ep_connect(mpx_ep *ep, const void *address, size_t) {
+    if (const mpx_status st = ready(ep)) return st;
+    std::memcpy(&static_cast<Ep *>(ep)->peer, address, sizeof(uint64_t));
+    return MPX_OK;
+}
 inline mpx_status ep_fence_off(mpx_ep *) { return MPX_ERR_UNSUPPORTED; }
 inline mpx_status ep_repair(mpx_ep *, const void *, size_t) { return MPX_ERR_UNSUPPORTED; }
 inline mpx_status ep_check(mpx_ep *, mpx_completion *) { return MPX_ERR_UNSUPPORTED; }
@@ -353,6 +434,11 @@ inline void ep_destroy(mpx_ep *e) {
     std::erase_if(n->eps, [e](const auto &other) { return other.get() == e; });
 }
 inline uint64_t iface_bytes(mpx_iface *, int) { return 0; }
+inline void iface_forked(mpx_iface *) {}
+inline mpx_status domain_supply(mpx_domain *d, const char *eps) {
+    fabric(d).spare_eps = std::atoi(eps);
+    return MPX_OK;
+}
 
 inline constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport),
                                          "scripted",      why,
@@ -367,7 +453,8 @@ inline constexpr mpx_transport kTable = {MPX_ABI_VERSION, sizeof(mpx_transport),
                                          ep_address,      ep_connect,
                                          ep_fence_off,    ep_repair,
                                          ep_check,        ep_destroy,
-                                         iface_bytes};
+                                         iface_bytes,     iface_forked,
+                                         domain_supply};
 
 }  // namespace detail
 }  // namespace mpx::script

@@ -105,7 +105,8 @@ struct Rank {
                             },
                             [](void *, mpx_ep *, mpx_status) { exit(0); },
                             this,
-                            0};
+                            0,
+                            nullptr};
         if (table().domain_open(&dp, &domain) || table().iface_open(domain, &ip, &iface)) die(table().why());
         mpx_iface_attr attr{};
         attr.size = sizeof attr;

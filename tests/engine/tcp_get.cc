@@ -55,7 +55,7 @@ void cut(const Side &server) {
     for (int fd = 3; fd < 256; ++fd) {
         sockaddr_in peer{};
         socklen_t len = sizeof peer;
-        if (getpeername(fd, reinterpret_cast<sockaddr *>(&peer), &len) == 0 && peer.sin_port == addr.port) shutdown(fd, SHUT_RDWR);
+        if (getpeername(fd, reinterpret_cast<sockaddr *>(&peer), &len) == 0 && peer.sin_port == addr.at[0].port) shutdown(fd, SHUT_RDWR);
     }
 }
 

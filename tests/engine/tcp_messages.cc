@@ -179,6 +179,7 @@ TEST_CASE("a peer without an ep is announced with its address and can be answere
     mpx_ep *ep = c.ep_to(b.address);
     CHECK(persist({&b, &c}, [&] { return c.send(ep, 5, 0, "x"); }) == MPX_ERR_UNREACHABLE);
     CHECK(until({&b, &c}, [&] { return c.errors.size() == 1; }));
+    CHECK(c.last_why.find("counts it as failed") != std::string::npos);
     CHECK(b.inbox.empty());
 }
 

@@ -53,14 +53,14 @@ struct Message {
 // One rank: domain, iface, what it received.
 class Side {
 public:
-    explicit Side(const std::string &key = "the job's key", const char *config = "{\"address\": \"127.0.0.1\"}") {
+    explicit Side(const std::string &key = "the job's key", const char *config = "{\"addresses\": [\"127.0.0.1\"]}") {
         mpx_domain_params dp{sizeof dp, "", config, key.data(), key.size()};
         REQUIRE(table().domain_open(&dp, &domain) == MPX_OK);
         for (int i = 0; i < MPX_AM_ID_MAX; ++i) {
             slots_[i] = {this, static_cast<uint8_t>(i)};
             handlers_[i] = {receive, &slots_[i]};
         }
-        mpx_iface_params ip{sizeof ip, handlers_, incoming, error, this, 0};
+        mpx_iface_params ip{sizeof ip, handlers_, incoming, error, this, 0, nullptr};
         REQUIRE(table().iface_open(domain, &ip, &iface) == MPX_OK);
         address.resize(attr().iface_addr_len);
         REQUIRE(table().iface_address(iface, address.data()) == MPX_OK);

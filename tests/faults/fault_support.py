@@ -23,8 +23,7 @@ import numpy as np
 from pympx import MPI
 
 def say(word):
-    sys.stdout.write(f"{word}\\n")
-    sys.stdout.flush()
+    os.write(1, f"{word}\\n".encode())  # a daemon thread may hold no lock of stdout when the interpreter ends
 
 def listen():
     return sys.stdin.readline().strip()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import pytest
 from fault_support import Ranks
 
@@ -34,8 +38,6 @@ def test_a_pending_call_raises(transport: str, call: str) -> None:
         say("up")
         listen()
     """
-    import time
-
     with Ranks(2, transport, text) as job:
         job.expect(1, "up")
         job.expect(0, "asleep")
@@ -65,8 +67,6 @@ def test_all_survivors_learn_and_go_on(transport: str) -> None:
             assert (got == peer).all()
     say("fine")
     """
-    import time
-
     with Ranks(4, transport, text) as job:
         job.expect(2, "up")
         for rank in (0, 1, 3):
@@ -165,8 +165,6 @@ def test_killed_while_streaming(transport: str) -> None:
     assert "rank 1" in message, message
     say("raised")
     """
-    import time
-
     with Ranks(2, transport, text) as job:
         job.expect(0, "streaming")
         job.expect(1, "streaming")
@@ -201,3 +199,34 @@ def test_a_receive_of_another_rank_is_not_disturbed(transport: str) -> None:
         job.expect(0, "fine")
         job.expect(2, "fine")
         job.finish(0, 2)
+
+
+def test_a_living_child_does_not_hide_its_parents_death(transport: str) -> None:
+    """The forked child of a rank holds none of its sockets: the rank's death shows although the child lives on."""
+    text = """
+    if rank == 0:
+        soon_asleep()
+        seconds, message = failed(lambda: comm.Recv(np.zeros(1), 1, 5))
+        say(f"{time.monotonic()} {message}")
+    else:
+        pid = os.fork()
+        if pid == 0:
+            for fd in range(3):
+                os.close(fd)
+            while True:
+                time.sleep(10)
+        say(str(pid))
+        listen()
+    """
+    with Ranks(2, transport, text) as job:
+        child = int(job.hear(1))
+        try:
+            job.expect(0, "asleep")
+            job.kill(1)
+            killed = time.monotonic()
+            at, _, message = job.hear(0).partition(" ")
+            assert float(at) - killed < LIMIT, f"it took {float(at) - killed:.2f} s"
+            assert "rank 1" in message, message
+            job.finish(0)
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import RUN, environment, eventually, execute, mpiexec, running
+from support import RUN, environment, execute, mpiexec, running
+
+from pympx.testing.jobs import eventually
 
 JOINED = "import os, signal, sys, time; from pympx.bootstrap import join; job = join(); job.barrier(); "
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import environment, eventually, execute_ranks, free_port
+from support import environment, execute_ranks, free_port
 
+from pympx.bootstrap import star
 from pympx.bootstrap.base import BootstrapError
 from pympx.bootstrap.env import Env
+from pympx.testing.jobs import eventually
 
 GATHER = """
 import os, sys
@@ -93,6 +98,61 @@ def test_strangers_are_turned_away_and_hold_nobody_up(root: Callable[..., tuple[
             stranger.close()
 
 
+def test_a_flood_of_strangers_delays_nobody(root: Callable[..., tuple[int, subprocess.Popen[str]]]) -> None:
+    """2,000 connections while rank 0 waits, 500 of them silent and still there: the others join at once, and few descriptors are held."""
+    port, process = root()
+    kinds = (b"", b"pympxEB1" + bytes(24), b"pympxEB1" + b"\xff" * 300, b"GET / HTTP/1.1\r\n\r\n", b"\0" * 1000)
+    with contextlib.ExitStack() as kept:
+        for number in range(2000):
+            stranger = socket.create_connection(("127.0.0.1", port), timeout=20)
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its port is free again at once
+            with contextlib.suppress(OSError):
+                stranger.sendall(kinds[number % len(kinds)])
+            if number % 4 == 0:
+                kept.enter_context(stranger)
+            else:
+                stranger.close()
+        start = time.monotonic()
+        ((code, out, err),) = gather([settings(port, 1, 2)])
+        assert (code, out, err) == (0, "[b'0', b'1']\n", "")
+        assert time.monotonic() - start < 4  # less than a stranger may take to prove himself
+        assert process.communicate(timeout=20) == ("[b'0', b'1']\n", "")
+
+
+def test_root_holds_few_strangers(root: Callable[..., tuple[int, subprocess.Popen[str]]]) -> None:
+    port, process = root()
+    with contextlib.ExitStack() as kept:
+        strangers = [kept.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(600)]
+        for first in strangers[: 600 - star.GUEST_LIMIT]:
+            assert first.recv(1) == b""  # they made room
+        assert len(os.listdir(f"/proc/{process.pid}/fd")) < star.GUEST_LIMIT + 20
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "private", "spoken_to"),
+    [
+        ("127.0.0.1", "127.0.1.1", False, True),
+        ("192.0.2.7", "192.0.2.7", False, True),
+        ("192.0.2.7", "192.0.2.8", False, False),
+        ("192.0.2.7", "192.0.2.8", True, True),
+        ("::1", "::1", False, True),
+        ("fe80::1%eth0", "fe80::1%eth0", False, True),
+        ("2001:db8::1", "2001:db8::2", False, False),
+    ],
+)
+def test_without_a_key_file_only_this_host_is_spoken_to(here: str, there: str, private: bool, spoken_to: bool) -> None:
+    class Connection:
+        def getsockname(self) -> tuple[str, int]:
+            return here, 1
+
+        def getpeername(self) -> tuple[str, int]:
+            return there, 2
+
+    reason = star.HostPort("host", 1, "MASTER_ADDR", private=private).distrust(Connection())  # type: ignore[arg-type]
+    assert (reason == "") == spoken_to
+    assert spoken_to or "PYMPX_JOB_KEY_FILE" in reason
+
+
 def test_impostor_root_is_not_believed() -> None:
     """What listens at rank 0's place but does not know the key gets the hello and nothing else."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -137,7 +197,7 @@ def test_bad_key_files(tmp_path: Path) -> None:
     environ = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYMPX_JOB_KEY_FILE": str(path)}
     path.write_bytes(b"x" * 32)
     path.chmod(0o644)
-    with pytest.raises(BootstrapError, match="open to every user"):
+    with pytest.raises(BootstrapError, match="open to other users"):
         Env(environ)
     path.chmod(0o600)
     path.write_bytes(b"short")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launchers import LAUNCHERS, MPI_LIBRARIES, Start
 from support import RUN, environment, execute, execute_ranks, free_port, mpiexec
 
 from pympx.bootstrap import join
@@ -66,6 +67,15 @@ def test_exchange(launcher: str, size: int, script: Callable[[str], str], tmp_pa
     done = execute([*commands[launcher], "-n", str(size), sys.executable, program])
     assert (done.returncode, done.stderr) == (0, b"")
     check(done.stdout.decode().splitlines(), "pmi1", size)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("launcher", ["debian-mpich", "prrte", "debian-openmpi", "srun-pmi2", "srun-pmix", "srun-none"])
+def test_exchange_under_other_launchers(launcher: str, size: int, start: Start, script: Callable[[str], str]) -> None:
+    done = start(launcher, size, [sys.executable, script(PROGRAM)])
+    assert (done.returncode, done.stderr) == (0, b"")
+    way = LAUNCHERS[launcher].way
+    check(done.stdout.decode().splitlines(), "single" if (way, size) == ("slurm", 1) else way, size)
 
 
 def test_alone() -> None:
@@ -130,9 +140,11 @@ def test_no_internet_socket(script: Callable[[str], str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-@pytest.mark.parametrize("launcher", ["run", "hydra"])
-@pytest.mark.parametrize("first", ["mpi4py", "pympx"])
-def test_beside_mpich_in_one_process(launcher: str, first: str, script: Callable[[str], str]) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "first"),
+    [("run", "mpi4py"), ("run", "pympx"), ("hydra", "mpi4py"), ("hydra", "pympx"), ("prrte", "mpi4py"), ("debian-openmpi", "mpi4py")],
+)
+def test_beside_an_mpi_in_one_process(launcher: str, first: str, start: Start, script: Callable[[str], str]) -> None:
     pytest.importorskip("mpi4py")
     program = script("""
         import sys
@@ -147,6 +159,5 @@ def test_beside_mpich_in_one_process(launcher: str, first: str, script: Callable
         job.finalize()
         assert MPI.COMM_WORLD.allreduce(1) == 2
     """)
-    command = [*RUN, "-n", "2"] if launcher == "run" else [mpiexec(), "-n", "2"]
-    done = execute([*command, sys.executable, program, first])
+    done = start(launcher, 2, [sys.executable, program, first], MPI4PY_LIBMPI=str(MPI_LIBRARIES[launcher]))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

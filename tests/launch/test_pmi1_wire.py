@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pympx.bootstrap import pmi1, pmi1_wire
 from pympx.bootstrap.base import BootstrapError
 from pympx.bootstrap.pmi1 import Pmi1
+from pympx.launcher.place import process_mapping
 from pympx.launcher.pmi1_server import Pmi1Server
 
 GREETING = [
@@ -183,7 +184,7 @@ WORDS = st.sampled_from(
 @given(st.lists(st.tuples(st.integers(0, 2), WORDS | st.binary(max_size=30)), max_size=60))
 def test_server_survives_anything(pieces: list[tuple[int, bytes]]) -> None:
     sent: list[bytes] = []
-    server = Pmi1Server(3, "k", lambda _rank, data: sent.append(data))
+    server = Pmi1Server(3, "k", lambda _rank, data: sent.append(data), process_mapping([3]))
     for rank, piece in pieces:
         if not server.feed(rank, piece + b" "):
             server.left(rank)
@@ -194,7 +195,7 @@ def test_server_survives_anything(pieces: list[tuple[int, bytes]]) -> None:
 
 def test_server_releases_a_barrier_once_all_are_in() -> None:
     sent: list[tuple[int, bytes]] = []
-    server = Pmi1Server(3, "k", lambda rank, data: sent.append((rank, data)))
+    server = Pmi1Server(3, "k", lambda rank, data: sent.append((rank, data)), process_mapping([3]))
     for rank in (2, 0, 0):
         server.feed(rank, b"cmd=barrier_in\n")
     assert sent == []

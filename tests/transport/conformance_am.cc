@@ -54,7 +54,9 @@ struct Single {
         EXPECT(data == want, "%s of %zu bytes: the content arrived wrong (%zu bytes)", what, want.size(), data.size());
     }
 
-    void refuse(const char *what, mpx_status st) {
+    template <class F> void refuse(const char *what, F &&send) {
+        mpx_status st = MPX_ERR_NO_RESOURCE;
+        w.until(what, [&] { return (st = send()) != MPX_ERR_NO_RESOURCE; });
         EXPECT(st == MPX_ERR_INVALID, "%s returned %d instead of MPX_ERR_INVALID", what, st);
         arrived = 0;
         w.settle();
@@ -134,11 +136,14 @@ CONFORMANCE(am_limits, "am: zero length, limits, and one beyond") {
 
     if (a.max_am_short < kLargestTried) {
         const Bytes data = random_bytes(a.max_am_short + 1);
-        s.refuse("am_short beyond max_am_short", n.am_short(s.to, 1, 1, data.data(), data.size()));
+        s.refuse("am_short beyond max_am_short", [&] { return n.am_short(s.to, 1, 1, data.data(), data.size()); });
     }
-    if (a.max_am_bcopy < kLargestTried) s.refuse("am_bcopy beyond max_am_bcopy", n.am_bcopy(s.to, 2, random_bytes(a.max_am_bcopy + 1)));
-    s.refuse("am_short with id MPX_AM_ID_MAX", n.am_short(s.to, MPX_AM_ID_MAX, 1, nullptr, 0));
-    s.refuse("am_bcopy with id MPX_AM_ID_MAX", n.am_bcopy(s.to, MPX_AM_ID_MAX, eight));
+    if (a.max_am_bcopy < kLargestTried) {
+        const Bytes data = random_bytes(a.max_am_bcopy + 1);
+        s.refuse("am_bcopy beyond max_am_bcopy", [&] { return n.am_bcopy(s.to, 2, data); });
+    }
+    s.refuse("am_short with id MPX_AM_ID_MAX", [&] { return n.am_short(s.to, MPX_AM_ID_MAX, 1, nullptr, 0); });
+    s.refuse("am_bcopy with id MPX_AM_ID_MAX", [&] { return n.am_bcopy(s.to, MPX_AM_ID_MAX, eight); });
     s.expect("am_bcopy after refusals", {}, eight, [&] { return n.am_bcopy(s.to, 2, eight); });
 }
 
@@ -161,7 +166,9 @@ CONFORMANCE(am_zcopy_limits, "am: zcopy limits of payload, header and pieces") {
     zcopy(random_bytes(8), random_bytes(a.max_iov - 1), a.max_iov);  // one piece is empty
 
     const auto refuse = [&](const char *what, uint8_t id, size_t header, size_t len, size_t pieces) {
-        s.refuse(what, n.am_zcopy(s.to, id, random_bytes(header), n.op(what, random_bytes(len)), pieces));
+        Op &op = n.op(what, random_bytes(len));
+        const Bytes head = random_bytes(header);
+        s.refuse(what, [&] { return n.am_zcopy(s.to, id, head, op, pieces); });
     };
     if (a.max_am_zcopy < kLargestTried) refuse("am_zcopy beyond max_am_zcopy", 3, 8, a.max_am_zcopy + 1, 1);
     if (a.max_am_hdr < kLargestTried) refuse("am_zcopy with a header beyond max_am_hdr", 3, a.max_am_hdr + 1, 8, 1);
@@ -170,7 +177,8 @@ CONFORMANCE(am_zcopy_limits, "am: zcopy limits of payload, header and pieces") {
     if (has(MPX_CAP_NEED_MEMH)) {
         const Bytes data = random_bytes(64);
         const mpx_iov bare{const_cast<uint8_t *>(data.data()), data.size(), nullptr};
-        s.refuse("am_zcopy without a memh", n.iface()->ops->am_zcopy(s.to.ep, 3, data.data(), 8, &bare, 1, &n.op("am_zcopy without memh")));
+        Op &op = n.op("am_zcopy without memh");
+        s.refuse("am_zcopy without a memh", [&] { return n.iface()->ops->am_zcopy(s.to.ep, 3, data.data(), 8, &bare, 1, &op); });
         exercised(MPX_CAP_NEED_MEMH);
     }
 }

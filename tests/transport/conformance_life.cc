@@ -1,6 +1,7 @@
 // Beginnings and ends of eps: connecting from both sides, strangers, destruction with operations in flight, a peer's death.
 #include <doctest/doctest.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -65,6 +66,33 @@ CONFORMANCE(life_stranger, "life: who is refused by on_incoming is not heard, an
     }
     EXPECT(host.received(), "the friend was heard %llu of 50 times", static_cast<unsigned long long>(host.messages_received()));
     EXPECT(!b.has_ep(0), "the stranger got an ep");
+}
+
+CONFORMANCE(life_fork, "life: a forked child lets go of all descriptors, and its parent talks on") {
+    const size_t before = open_descriptors();
+    World w(2);
+    const auto talk = [&](const char *what) {
+        const uint64_t seed = rng()();
+        TalkShape shape{.seed = seed, .count = 50, .max_len = 100'000, .to = {1}};
+        if (options().loopback) shape.from = {1};
+        Talk a(w.node(0), 0, shape);
+        std::unique_ptr<Talk> b;
+        if (!options().loopback)
+            b = std::make_unique<Talk>(w.node(1), 1, TalkShape{.seed = seed, .count = 50, .max_len = 100'000, .from = {0}});
+        w.until(what, [&] { return a.send(), a.done() && (!b || b->done()); });
+    };
+    talk("messages before the fork");
+    const pid_t child = fork();
+    if (child == 0) {
+        for (size_t i = 0; i < w.size(); ++i)
+            if (!i || !options().loopback) w.node(static_cast<int>(i)).forked();
+        _exit(static_cast<int>(std::min<size_t>(open_descriptors() - before, 100)));
+    }
+    int status = 0;
+    while (waitpid(child, &status, WNOHANG) == 0) w.progress();
+    EXPECT(WIFEXITED(status), "the child ended with wait status %d", status);
+    EXPECT(WEXITSTATUS(status) == 0, "the child still has %d descriptors", WEXITSTATUS(status));
+    talk("messages after the child has gone");
 }
 
 CONFORMANCE(life_destroy, "life: an ep destroyed with operations in flight, each completed once; then a new one talks") {

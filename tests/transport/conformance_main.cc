@@ -1,4 +1,5 @@
-// conformance --transport=/path/to/_fastpath.so [--loopback] [--long] [--seed=N] [--seconds=N] [doctest's options]
+// conformance --transport=/path/to/_fastpath.so [--layer=/path/to/_fastpath.so [--settings=TEXT]] [--loopback] [--seed=N] [--seconds=N]
+//             [doctest's options]; PYMPX_TEST_LONG=1 repeats more
 //
 // Runs every test of the transport contract against one fast path; ends with a table of what was exercised per capability, and fails when
 // an advertised capability was exercised by no test.
@@ -9,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <fstream>
 #include <random>
 
 #include "harness.h"
@@ -52,17 +54,20 @@ int run(int argc, char **argv) {
     for (int i = 1; i < argc; ++i) {
         const char *value = nullptr;
         if (option(argv[i], "--transport=", &value)) o.library = value;
+        else if (option(argv[i], "--layer=", &value)) o.layer = value;
+        else if (option(argv[i], "--settings=", &value)) o.settings = value;
         else if (option(argv[i], "--seed=", &value)) o.seed = std::strtoull(value, nullptr, 10);
         else if (option(argv[i], "--seconds=", &value)) o.seconds = static_cast<unsigned>(std::strtoul(value, nullptr, 10));
         else if (std::strcmp(argv[i], "--loopback") == 0) o.loopback = true;
-        else if (std::strcmp(argv[i], "--long") == 0) o.rounds = 20, o.seconds *= 10;
         else {
             rest.push_back(argv[i]);
             filtered |= argv[i][0] == '-' && std::strstr(argv[i], "test-") != nullptr;
         }
     }
+    const char *form = std::getenv("PYMPX_TEST_LONG");
+    if (form && std::strcmp(form, "1") == 0) o.rounds = 20, o.seconds *= 10;
     if (o.library.empty()) {
-        std::fprintf(stderr, "usage: %s --transport=/path/to/_fastpath.so [--loopback] [--long] [--seed=N] [--seconds=N]\n", argv[0]);
+        std::fprintf(stderr, "usage: %s --transport=/path/to/_fastpath.so [--loopback] [--seed=N] [--seconds=N]\n", argv[0]);
         return 2;
     }
     std::printf("conformance of %s (%s), seed %llu\n", table().name, o.library.c_str(), static_cast<unsigned long long>(o.seed));
@@ -70,7 +75,12 @@ int run(int argc, char **argv) {
     doctest::Context context(static_cast<int>(rest.size()), rest.data());
     const int failed = context.run();
     if (context.shouldExit() || filtered) return failed;
-    return report() || failed ? 1 : 0;
+    const bool bad = report() || failed;
+    if (const char *path = std::getenv("PYMPX_TEST_RECORD"))
+        std::ofstream(path, std::ios::app) << "{\"test\": \"conformance\", \"transport\": \"" << table().name
+                                           << "\", \"rounds\": " << o.rounds << ", \"seed\": " << o.seed
+                                           << ", \"passed\": " << (bad ? "false" : "true") << "}\n";
+    return bad ? 1 : 0;
 }
 
 }  // namespace
@@ -80,7 +90,8 @@ int run(int argc, char **argv) {
 // of the engine and of each transport look for leaks.
 extern "C" const char *__asan_default_options() { return "detect_leaks=0"; }  // NOLINT(bugprone-reserved-identifier)
 
-int main(int argc, char **argv) {
+// The suite inside another process, such as Python's.
+extern "C" __attribute__((visibility("default"))) int conformance_main(int argc, char **argv) {
     try {
         return mpx::conform::run(argc, argv);
     } catch (const std::exception &e) {
@@ -88,3 +99,5 @@ int main(int argc, char **argv) {
         return 2;
     }
 }
+
+int main(int argc, char **argv) { return conformance_main(argc, argv); }

@@ -309,6 +309,37 @@ CONFORMANCE(rma_bounds, "rma: outside of the key's range or rights nothing is re
         [&](uint8_t *at) { EXPECT(std::all_of(at, at + kLen, [](uint8_t b) { return b == 0x11; }), "rights: a refused put wrote"); });
 }
 
+CONFORMANCE(rma_memh, "rma: a local buffer that is not registered for it is refused, where a registration is needed") {
+    if (!need(MPX_CAP_NEED_MEMH | MPX_CAP_GET_ZCOPY)) return;
+    constexpr size_t kLen = 10000;
+    with_target(
+        kLen, false, 0, every_access(), [&](uint8_t *at) { std::fill_n(at, kLen, 0x11); },
+        [&](Node &n, Peer &peer, Remote &remote) {
+            EXPECT(begin(n, [&] { return n.am_short(peer, 30, 0, nullptr, 0); }) == MPX_OK, "am_short failed");
+            Bytes local(kLen, 0x5a);
+            mpx_mem_h part = nullptr, to_be_read = nullptr;
+            const auto reg = [&](size_t len, unsigned access, mpx_mem_h *memh) {
+                return table().mem_reg(n.domain(), local.data(), len, MPX_MEM_HOST, access, memh);
+            };
+            EXPECT(reg(kLen / 2, MPX_ACCESS_LOCAL, &part) == MPX_OK && reg(kLen, MPX_ACCESS_REMOTE_READ, &to_be_read) == MPX_OK,
+                   "mem_reg failed: %s", table().why());
+            const struct {
+                const char *what;
+                mpx_mem_h memh;
+            } kWrong[] = {{"no registration", nullptr}, {"one of another range", part}, {"one without the right to write", to_be_read}};
+            for (const auto &[what, memh] : kWrong) {
+                const mpx_iov iov{local.data(), kLen, memh};
+                const mpx_status st = n.iface()->ops->get_zcopy(peer.ep, &iov, 1, remote.address, remote.key, &n.op(what));
+                EXPECT(st == MPX_ERR_INVALID, "get into memory with %s returned %d instead of MPX_ERR_INVALID", what, st);
+            }
+            for (int k = 0; k < 200; ++k) n.progress();
+            EXPECT(std::all_of(local.begin(), local.end(), [](uint8_t b) { return b == 0x5a; }), "a refused get wrote");
+            for (mpx_mem_h memh : {part, to_be_read}) table().mem_dereg(n.domain(), memh);
+            exercised(MPX_CAP_NEED_MEMH);
+        },
+        [&](uint8_t *) {});
+}
+
 CONFORMANCE(rma_pointer, "rkey_ptr: a peer's memory by load and store") {
     if (!has(MPX_CAP_RKEY_PTR)) {
         std::printf("  skipped: not advertised: RKEY_PTR\n");

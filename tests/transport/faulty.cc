@@ -42,6 +42,7 @@ enum class Fault {
     kLostCancel,            // ep_destroy forgets outstanding operations
     kDescriptorReused,      // kept descriptors are overwritten
     kFewBytes,              // iface_bytes counts half
+    kKeptByChild,           // iface_forked leaves the descriptors open
     kOverclaims             // advertises CONNECT_EP
 };
 
@@ -71,6 +72,7 @@ constexpr Name kNames[] = {{"none", Fault::kNone},
                            {"lost_cancel", Fault::kLostCancel},
                            {"descriptor_reused", Fault::kDescriptorReused},
                            {"few_bytes", Fault::kFewBytes},
+                           {"kept_by_child", Fault::kKeptByChild},
                            {"overclaims", Fault::kOverclaims}};
 
 [[noreturn]] void die(const char *what, const char *value) {
@@ -416,6 +418,10 @@ uint64_t iface_bytes(mpx_iface *i, int received) {
     return fault() == Fault::kFewBytes ? n / 2 : n;
 }
 
+void iface_forked(mpx_iface *i) {
+    if (fault() != Fault::kKeptByChild) inner().iface_forked(of(i)->wrapped);
+}
+
 const mpx_transport *faulty_table() {
     static const mpx_transport t = [] {
         mpx_transport table = inner();  // domains and memory are the wrapped transport's
@@ -432,6 +438,7 @@ const mpx_transport *faulty_table() {
         table.ep_check = ep_check;
         table.ep_destroy = ep_destroy;
         table.iface_bytes = iface_bytes;
+        table.iface_forked = iface_forked;
         return table;
     }();
     return &t;

@@ -78,13 +78,25 @@ Options &options() {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+namespace {
+void *symbol_of(const std::string &path, const char *name) {
+    void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) throw std::runtime_error(std::string("dlopen failed: ") + dlerror());
+    void *symbol = dlsym(library, name);
+    if (!symbol) throw std::runtime_error(path + " exports no " + name);
+    return symbol;
+}
+}  // namespace
+
 const mpx_transport &table() {
     static const mpx_transport *t = [] {
-        void *library = dlopen(options().library.c_str(), RTLD_NOW | RTLD_LOCAL);
-        if (!library) throw std::runtime_error(std::string("dlopen failed: ") + dlerror());
-        void *symbol = dlsym(library, MPX_TABLE_SYMBOL);
-        if (!symbol) throw std::runtime_error(options().library + " exports no " MPX_TABLE_SYMBOL);
-        return reinterpret_cast<const mpx_transport *(*)()>(symbol)();
+        const auto *bare = reinterpret_cast<const mpx_transport *(*)()>(symbol_of(options().library, MPX_TABLE_SYMBOL))();
+        if (options().layer.empty()) return bare;
+        using Wrap = const mpx_transport *(*)(const mpx_transport *, const char *, const char **);
+        const char *why = "";
+        const auto *wrapped = reinterpret_cast<Wrap>(symbol_of(options().layer, MPX_LAYER_SYMBOL))(bare, options().settings.c_str(), &why);
+        if (!wrapped) throw std::runtime_error(why);
+        return wrapped;
     }();
     return *t;
 }
@@ -105,9 +117,13 @@ const mpx_iface_attr &attributes() {
         std::fill_n(
             am, int{MPX_AM_ID_MAX},
             mpx_am_handler{[](void *, void *, const void *, size_t, void *, size_t, unsigned) -> mpx_status { return MPX_OK; }, nullptr});
-        const mpx_iface_params ip{
-            sizeof ip, am, [](void *, const void *, size_t) -> mpx_ep * { return nullptr; }, [](void *, mpx_ep *, mpx_status) {},
-            nullptr,   0};
+        const mpx_iface_params ip{sizeof ip,
+                                  am,
+                                  [](void *, const void *, size_t) -> mpx_ep * { return nullptr; },
+                                  [](void *, mpx_ep *, mpx_status) {},
+                                  nullptr,
+                                  0,
+                                  nullptr};
         mpx_iface *i = nullptr;
         if (table().iface_open(d, &ip, &i) != MPX_OK) throw std::runtime_error(std::string("iface_open failed: ") + table().why());
         const mpx_iface_attr got = query(i);
@@ -240,7 +256,7 @@ struct Callbacks {
         Node &n = *slot->node;
         EXPECT(where == Where::kProgress, "a handler ran outside progress (am id %d, where %d)", slot->id, static_cast<int>(where));
         ++n.messages_;
-        exercised(MPX_CAP_CONNECT_IFACE);
+        exercised(has(MPX_CAP_CONNECT_IFACE) ? MPX_CAP_CONNECT_IFACE : MPX_CAP_CONNECT_EP);
         auto *from = static_cast<Peer *>(user);
         bool mine = false;
         for (auto &[index, peer] : n.peers_) mine |= &peer == from && peer.ep;
@@ -295,10 +311,11 @@ Node::Node(size_t headroom) {
         slots_[id] = {this, static_cast<uint8_t>(id)};
         am_[id] = {Callbacks::am, &slots_[id]};
     }
-    const mpx_iface_params ip{sizeof ip, am_, Callbacks::incoming, Callbacks::error, this, headroom};
+    const mpx_iface_params ip{sizeof ip, am_, Callbacks::incoming, Callbacks::error, this, headroom, nullptr};
     if (table().iface_open(domain_, &ip, &iface_) != MPX_OK) throw std::runtime_error(std::string("iface_open failed: ") + table().why());
     address_.resize(attributes().iface_addr_len);
     EXPECT(table().iface_address(iface_, address_.data()) == MPX_OK, "iface_address failed: %s", table().why());
+    if (!has(MPX_CAP_CONNECT_IFACE)) wireup_.open(address_);
     alive.push_back(this);
 }
 
@@ -320,11 +337,12 @@ Peer &Node::peer(int index) {
     Peer &p = peers_[index];
     if (p.ep) return p;
     const Bytes &address = known_.at(index);
-    p = {this, index, nullptr, 0, MPX_OK};
+    p = {this, index, nullptr, wireup_.fd() < 0, 0, MPX_OK};
     In in(Where::kCall);
-    if (table().ep_create(iface_, address.data(), address.size(), &p.ep) != MPX_OK)
+    if (table().ep_create(iface_, address.data(), attributes().iface_addr_len, &p.ep) != MPX_OK)
         throw std::runtime_error(std::string("ep_create failed: ") + table().why());
     p.ep->user = &p;
+    if (!p.linked) begin_wireup(p);
     return p;
 }
 
@@ -336,15 +354,27 @@ void Node::destroy_ep(int index) {
     table().ep_destroy(ep);
 }
 
+void Node::forked() {
+    table().iface_forked(iface_);
+    wireup_.close();
+}
+
+int Node::event_fd() { return wireup_.watch(iface_->ops->event_fd(iface_)); }
+
 unsigned Node::progress() {
-    In in(Where::kProgress);
-    const unsigned n = iface_->ops->progress(iface_);
+    unsigned n = 0;
+    {
+        In in(Where::kProgress);
+        n = iface_->ops->progress(iface_);
+    }
+    if (wireup_.fd() >= 0) n += wire();
     events_ += n;
     exercised(MPX_CAP_NATIVE_PROGRESS);  // there is no Python in this process
     return n;
 }
 
 mpx_status Node::am_short(Peer &p, uint8_t id, uint64_t header, const void *buf, size_t len) {
+    if (!p.linked) return MPX_ERR_NO_RESOURCE;
     In in(Where::kCall);
     const mpx_status st = iface_->ops->am_short(p.ep, id, header, buf, len);
     EXPECT(st <= MPX_OK, "am_short returned %d", st);
@@ -353,6 +383,7 @@ mpx_status Node::am_short(Peer &p, uint8_t id, uint64_t header, const void *buf,
 }
 
 mpx_status Node::am_bcopy(Peer &p, uint8_t id, const Bytes &payload, size_t reserve) {
+    if (!p.linked) return MPX_ERR_NO_RESOURCE;
     In in(Where::kCall);
     struct Pack {
         const Bytes &payload;
@@ -392,7 +423,8 @@ const std::vector<mpx_iov> &Node::pieces(Op &op, size_t n, unsigned access) {
     return op.iov;
 }
 
-template <class F> mpx_status Node::start(Op &op, uint64_t cap, F &&call) {
+template <class F> mpx_status Node::start(const Peer &peer, Op &op, uint64_t cap, F &&call) {
+    if (!peer.linked) return MPX_ERR_NO_RESOURCE;
     EXPECT(!op.started, "the suite started one op twice");
     op.started = true;
     ++outstanding_;
@@ -442,31 +474,31 @@ void Node::check_graves() {
 mpx_status Node::am_zcopy(Peer &p, uint8_t id, const Bytes &header, Op &op, size_t n) {
     const auto &iov = pieces(op, n, MPX_ACCESS_LOCAL);
     Bytes passing = header;  // gone when the call returns, as the array of iovs is
-    return start(op, MPX_CAP_AM_ZCOPY,
+    return start(p, op, MPX_CAP_AM_ZCOPY,
                  [&] { return iface_->ops->am_zcopy(p.ep, id, passing.data(), passing.size(), iov.data(), iov.size(), &op); });
 }
 
 mpx_status Node::put(Peer &p, Op &op, uint64_t raddr, mpx_rkey_h key, size_t n) {
     const auto &iov = pieces(op, n, MPX_ACCESS_LOCAL);
-    return start(op, MPX_CAP_PUT_ZCOPY, [&] { return iface_->ops->put_zcopy(p.ep, iov.data(), iov.size(), raddr, key, &op); });
+    return start(p, op, MPX_CAP_PUT_ZCOPY, [&] { return iface_->ops->put_zcopy(p.ep, iov.data(), iov.size(), raddr, key, &op); });
 }
 
 mpx_status Node::get(Peer &p, Op &op, uint64_t raddr, mpx_rkey_h key, size_t n) {
     const auto &iov = pieces(op, n, MPX_ACCESS_LOCAL);
-    return start(op, MPX_CAP_GET_ZCOPY, [&] { return iface_->ops->get_zcopy(p.ep, iov.data(), iov.size(), raddr, key, &op); });
+    return start(p, op, MPX_CAP_GET_ZCOPY, [&] { return iface_->ops->get_zcopy(p.ep, iov.data(), iov.size(), raddr, key, &op); });
 }
 
 mpx_status Node::atomic(Peer &p, Op &op, unsigned what, uint64_t operand, uint64_t compare, uint64_t *result, uint64_t raddr,
                         mpx_rkey_h key) {
-    return start(op, MPX_CAP_ATOMIC64, [&] { return iface_->ops->atomic64(p.ep, what, operand, compare, result, raddr, key, &op); });
+    return start(p, op, MPX_CAP_ATOMIC64, [&] { return iface_->ops->atomic64(p.ep, what, operand, compare, result, raddr, key, &op); });
 }
 
 mpx_status Node::flush(Peer &p, Op &op) {
-    return start(op, 0, [&] { return iface_->ops->ep_flush(p.ep, &op); });
+    return start(p, op, 0, [&] { return iface_->ops->ep_flush(p.ep, &op); });
 }
 
 mpx_status Node::check(Peer &p, Op &op) {
-    return start(op, 0, [&] { return table().ep_check(p.ep, &op); });
+    return start(p, op, 0, [&] { return table().ep_check(p.ep, &op); });
 }
 
 Op &Node::op(const char *what, Bytes buffer) {
@@ -500,7 +532,7 @@ bool Node::sleep(int extra_fd) {
         return true;
     }
     if (arm() != MPX_OK) return true;
-    pollfd fds[2] = {{iface_->ops->event_fd(iface_), POLLIN, 0}, {extra_fd, POLLIN, 0}};
+    pollfd fds[2] = {{event_fd(), POLLIN, 0}, {extra_fd, POLLIN, 0}};
     const int n = poll(fds, extra_fd < 0 ? 1 : 2, kWakeMilliseconds);
     if (n > 0 && fds[0].revents & POLLIN) exercised(MPX_CAP_EVENT_FD);
     return n != 0;

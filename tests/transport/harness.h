@@ -17,12 +17,14 @@
 #include <string>
 #include <vector>
 
-namespace mpx::conform {
+#include "wireup.h"
 
-using Bytes = std::vector<uint8_t>;
+namespace mpx::conform {
 
 struct Options {
     std::string library;    // the fast path to load
+    std::string layer;      // the library of a layer around it, if any
+    std::string settings;   // of the layer
     bool loopback = false;  // an iface reaches only itself
     uint64_t rounds = 1;    // multiplies the rounds of random tests
     uint64_t seed = 0;
@@ -72,6 +74,7 @@ struct Peer {
     Node *node = nullptr;
     int index = -1;
     mpx_ep *ep = nullptr;
+    bool linked = true;  // its ep needs no wireup, or has had it
     int errors = 0;
     mpx_status error = MPX_OK;
 };
@@ -112,9 +115,11 @@ public:
 
     mpx_domain *domain() { return domain_; }
     mpx_iface *iface() { return iface_; }
-    const Bytes &address() const { return address_; }
+    const Bytes &address() const { return address_; }  // the iface's, and where its wireup is heard
+    Bytes iface_address() const { return {address_.begin(), address_.begin() + static_cast<ptrdiff_t>(attributes().iface_addr_len)}; }
     void know(int index, const Bytes &address);  // this peer may connect, and be connected to
     Peer &peer(int index);                       // its ep is created when there is none
+    void forked();                               // in a child: as the table's iface_forked
     bool has_ep(int index) { return peers_.count(index) && peers_[index].ep; }
     void destroy_ep(int index);
     void on(uint8_t id, Handler handler) { handlers_[id] = std::move(handler); }
@@ -136,6 +141,7 @@ public:
     int completions() const;
     void check_graves();  // buffers of completed operations still hold the poison
 
+    int event_fd();
     // Arms and sleeps until the event or `extra_fd` is readable. False when the time limit passed first.
     bool sleep(int extra_fd = -1);
     mpx_status arm();
@@ -148,13 +154,19 @@ private:
         Node *node;
         uint8_t id;
     };
-    template <class F> mpx_status start(Op &op, uint64_t cap, F &&call);
+    template <class F> mpx_status start(const Peer &peer, Op &op, uint64_t cap, F &&call);
+    bool leads(int index) const { return address_ < known_.at(index); }
+    void begin_wireup(const Peer &);
+    unsigned wire();
+    void hear(const WireupMessage &);
     const std::vector<mpx_iov> &pieces(Op &op, size_t n, unsigned access);
     void finish(Op &op, mpx_status st);
 
     mpx_domain *domain_ = nullptr;
     mpx_iface *iface_ = nullptr;
     Bytes address_;
+    WireupSocket wireup_;
+    std::map<int, WireupState> wireups_;
     Slot slots_[MPX_AM_ID_MAX];
     mpx_am_handler am_[MPX_AM_ID_MAX];
     Handler handlers_[MPX_AM_ID_MAX];

@@ -171,7 +171,7 @@ bool drive_by_events(const std::vector<std::pair<Node *, Talk *>> &parties) {
         }
         if (std::all_of(parties.begin(), parties.end(), [](const auto &p) { return p.second->done(); })) return true;
         std::vector<pollfd> fds;
-        for (auto [node, talk] : parties) fds.push_back({node->iface()->ops->event_fd(node->iface()), POLLIN, 0});
+        for (auto [node, talk] : parties) fds.push_back({node->event_fd(), POLLIN, 0});
         if (poll(fds.data(), fds.size(), 5000) <= 0) {
             bool woke = false;
             for (auto [node, talk] : parties) woke |= node->progress() || talk->send();

@@ -93,33 +93,37 @@ def _imports_of(root: Path, folder: Path, suffixes: Iterable[str] = (".py", ".py
 
 
 def check_engine(root: Path) -> list[str]:
-    """engine/ includes transport.h, the standard library, the system and its own files: no Python, no transport."""
+    """engine/ and trampoline/ include transport.h, the standard library, the system and their own files: no Python, no transport."""
+    return [problem for room in ("engine", "trampoline") for problem in _check_native(root, room)]
+
+
+def _check_native(root: Path, room: str) -> list[str]:
     found = []
-    folder = root / "pympx" / "engine"
+    folder = root / "pympx" / room
     names = transport_names(root)
     for path in files(folder, NATIVE):
         place = path.relative_to(root)
         for line, quoted, header in includes(path):
-            target = (folder.parent if header.startswith("engine/") else path.parent) / header
+            target = (folder.parent if header.startswith(f"{room}/") else path.parent) / header
             if quoted and not (target.exists() and target.resolve().is_relative_to(folder.resolve())):
-                found.append(f"{place}:{line}: the engine includes {header}, which is not its own")
+                found.append(f"{place}:{line}: the {room} includes {header}, which is not its own")
             elif not quoted and header != "pympx/transport.h" and re.match(r"Python\.h|numpy/|pympx/|engine/|transports/|pluggy", header):
-                found.append(f"{place}:{line}: the engine includes <{header}>; of pympx it knows <pympx/transport.h> only")
+                found.append(f"{place}:{line}: the {room} includes <{header}>; of pympx it knows <pympx/transport.h> only")
         for line, text in enumerate(path.read_text().splitlines(), 1):
             code = text.partition("//")[0]
             named = [name for name in names if not _INCLUDE.match(code) and name in _STRING.findall(code)]
-            found += [f"{place}:{line}: the engine names the transport {name}" for name in named]
+            found += [f"{place}:{line}: the {room} names the transport {name}" for name in named]
     return found
 
 
 def check_abi(root: Path) -> list[str]:
-    """include/ is plain C: it includes C's own headers only."""
+    """transport.h is plain C and includes C's own headers only; what helps beside it includes the standard library only."""
     allowed = {"stddef.h", "stdint.h", "stdbool.h"}
     return [
         f"{path.relative_to(root)}:{line}: the ABI includes {header}; it may include {', '.join(sorted(allowed))}"
         for path in files(root / "pympx" / "include", NATIVE)
-        for line, _, header in includes(path)
-        if header not in allowed
+        for line, quoted, header in includes(path)
+        if header not in allowed and (path.name == "transport.h" or quoted or "." in header or "/" in header)
     ]
 
 

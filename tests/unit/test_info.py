@@ -45,7 +45,9 @@ def test_all_transports_are_usable_and_described(tmp_path: Path) -> None:
 
 
 def test_protocol_ranges_leave_no_size_out(tmp_path: Path) -> None:
-    for fact in _json(_info(tmp_path, "--json"))["transports"]:
+    opened = [fact for fact in _json(_info(tmp_path, "--json"))["transports"] if fact["protocols"]]
+    assert {fact["name"] for fact in opened} >= {"self", "shm", "tcp"}
+    for fact in opened:
         ranges = [text.split(" ", 1)[0].split("..") for text in fact["protocols"]]
         assert ranges[0][0] == "0"
         assert ranges[-1][1] == ""
@@ -57,8 +59,8 @@ def test_text_names_what_json_has(tmp_path: Path) -> None:
     facts = _json(_info(tmp_path, "--json"))
     text = _info(tmp_path).stdout
     for fact in facts["transports"]:
-        assert f"{fact['name']:<6}usable" in text
-        assert all(protocol in text for protocol in fact["protocols"])
+        assert f"{fact['name']:<6}{'usable' if fact['usable'] else 'NOT usable'}" in text
+        assert all(protocol in text for protocol in fact["protocols"] or [])
     assert f"Python {facts['platform']['python']}" in text
     assert "started by: single" in text
 
@@ -90,9 +92,9 @@ def test_third_party_transports_are_found_and_their_faults_reported(tmp_path: Pa
 
 
 def test_a_launcher_that_cannot_be_joined_is_a_problem(tmp_path: Path) -> None:
-    result = _info(tmp_path, PMIX_NAMESPACE="job.1", PMIX_RANK="0")
+    result = _info(tmp_path, RANK="0", WORLD_SIZE="2")
     assert result.returncode == 1
-    assert "PROBLEM: pympx: started by a PMIx launcher" in result.stdout
+    assert "PROBLEM: pympx: RANK=0 and WORLD_SIZE=2 are set without MASTER_ADDR" in result.stdout
     assert result.stderr == ""
 
 
@@ -137,3 +139,14 @@ def test_help_and_wrong_command_lines(tmp_path: Path) -> None:
     assert helped.returncode == 0
     assert "exit code" in helped.stdout
     assert _info(tmp_path, "--jsno").returncode == 2
+
+
+def test_fault_is_there_when_asked_for(tmp_path: Path) -> None:
+    def fault(**environment: str) -> dict[str, Any]:
+        return next(fact for fact in _json(_info(tmp_path, "--json", **environment))["transports"] if fact["name"] == "fault")
+
+    assert fault()["reason"] == "PYMPX_FAULT is not set: say over=NAME, the transport to wrap, and what it suffers"
+    assert fault(PYMPX_FAULT="over=tcp,hold=0.5")["attributes"]["max_am_short"] > 0
+    assert "'hold=2': expecting a chance from 0 to 1" in fault(PYMPX_FAULT="over=tcp,hold=2")["reason"]
+    assert "over=NAME once" in fault(PYMPX_FAULT="hold=1")["reason"]
+    assert "there is no transport nosuch" in fault(PYMPX_FAULT="over=nosuch")["reason"]

@@ -33,6 +33,15 @@ def test_classes_say_exactly_what_the_matrix_says() -> None:
                 assert len({between(a, b) for a in group for b in other if a != b}) <= 1
 
 
+def _link(cuts: int = 0, reconnects: int = 0, replayed: int = 0, longest_stall_s: float = 0.0) -> dict[str, float]:
+    return {"cuts": cuts, "reconnects": reconnects, "replayed": replayed, "longest_stall_s": longest_stall_s}
+
+
+def _cache(**more: Any) -> dict[str, Any]:
+    counted = dict.fromkeys(("hits", "misses", "uncacheable", "evictions", "invalidated", "bytes", "regions"), 0)
+    return {"pays": False, "reason": "", **counted, **more}
+
+
 def _record(host: str, over: list[int], **more: Any) -> dict[str, Any]:
     counters = {"sent_bytes": 10, "messages": 1, "medium_sent_bytes": 12}
     return {
@@ -41,8 +50,10 @@ def _record(host: str, over: list[int], **more: Any) -> dict[str, Any]:
         "transports": ["self", "shm", "tcp"],
         "over": over,
         "bytes": [0] * len(over),
+        "links": [_link()] * len(over),
         "protocols": [["0.. short"], ["0..9 short", "10.. rendezvous by get"], ["0.. short"]],
         "carried": [dict.fromkeys(counters, 0), counters, counters],
+        "caches": [_cache()] * 3,
         "unused": {},
         "unreached": [],
         **more,
@@ -72,3 +83,33 @@ def test_one_way_differs_from_the_other_and_silent_ranks_are_named() -> None:
     assert "    0-1 <-> 0-1: shm one way, tcp back\n    0-1 <-> 2: tcp\n" in text
     assert "    rank 2: it sent no record: it failed" in text
     assert "pympx report: 3 ranks" in text
+
+
+def test_links_that_healed() -> None:
+    records = {
+        0: _record("a", [0, 2, 2], links=[_link(), _link(3, 3, 7, 0.004), _link()]),
+        1: _record("b", [2, 0, 2], links=[_link(2, 2, 1, 0.0125), _link(), _link()]),
+        2: _record("c", [2, 2, 0]),
+    }
+    text = render("env", records, {}, 1.0)
+    assert "  links that were cut and healed\n    0 <-> 1: 3 cuts, 3 reconnects, longest stall 12.5 ms, 8 messages sent again" in text
+    assert "<-> 2: 0 cuts" not in text
+    assert "healed" not in render("env", {0: _record("a", [0, 2]), 1: _record("b", [2, 0])}, {}, 1.0)
+
+
+def test_caches_of_registrations() -> None:
+    kept = _cache(pays=True, hits=90, misses=10, uncacheable=3, evictions=2, invalidated=4, bytes=8192, regions=2)
+    once = _cache(pays=True, reason="userfaultfd: Operation not permitted", uncacheable=7, bytes=0)
+    cheap = _cache(reason="registering costs no more than looking it up", uncacheable=5)
+    records = {
+        0: _record("a", [0, 2], caches=[cheap, cheap, kept]),
+        1: _record("b", [2, 0], caches=[cheap, cheap, once]),
+    }
+    text = render("env", records, {}, 1.0)
+    assert (
+        "  registrations of memory, all ranks together\n"
+        "    tcp   90 hits, 10 misses, 10 for one use, 2 evictions, 4 invalidated; 8192 bytes in 2 regions now\n"
+        "    tcp: nothing is kept: userfaultfd: Operation not permitted (rank 1)"
+    ) in text
+    assert "no more than looking" not in text
+    assert "registrations" not in render("env", {0: _record("a", [0, 2])}, {}, 1.0)
