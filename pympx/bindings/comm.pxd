@@ -28,7 +28,8 @@ cdef class Comm:
     cdef Request start_send(self, Request r, const void *buffer, int64_t n, int dest, int tag, SendMode mode, str what)
     cdef int run(self, CachedSchedule s, Message *send, Message *receive, Reduction reduction, str what) except -1
     cdef CachedSchedule schedule(self, tuple key)
-    cdef int check_root(self, int root) except -1
+    cdef int check_root(self, int root, bint in_place, str what) except -1
+    cdef int check_destination(self, int dest, int tag) except -1
     cdef int send_buffer(self, object buf, int dest, int tag, SendMode mode) except -1
     cdef Request isend_buffer(self, object buf, int dest, int tag, SendMode mode, str what)
     cdef int send_copy(self, bytes copy, int dest, int tag) except -1

@@ -223,11 +223,20 @@ cdef class Comm:
             fail(ERR_RANK, f"{what} is {rank}, must be 0..{self.size_ - 1} in a communicator of {self.size_}")
         return 0
 
-    cdef int check_root(self, int root) except -1:
+    cdef int check_destination(self, int dest, int tag) except -1:
+        self.check_peer(dest, "dest")
+        if tag < 0:
+            fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
+        return 0
+
+    cdef int check_root(self, int root, bint in_place, str what) except -1:
+        """Return whether this rank is the root, who alone may say IN_PLACE."""
         self.check()
         if root < 0 or root >= self.size_:
             fail(ERR_ROOT, f"root is {root}, must be 0..{self.size_ - 1} in a communicator of {self.size_}")
-        return 0
+        if in_place and self.rank_ != root:
+            fail(ERR_BUFFER, f"{what}: IN_PLACE is for the root")
+        return self.rank_ == root
 
     cdef int rank_of(self, int32_t world) noexcept:
         return self.inverse[world] if world >= 0 and self.inverse != NULL else world
@@ -266,10 +275,8 @@ cdef class Comm:
         self.check()
         if dest == PROC_NULL:
             return 0
-        if <uint32_t>dest >= <uint32_t>self.size_:
-            self.check_peer(dest, "dest")
-        if tag < 0:
-            fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
+        if <uint32_t>dest >= <uint32_t>self.size_ or tag < 0:
+            self.check_destination(dest, tag)
         dest = self.world[dest]
         if mode == SendMode.kStandard and runtime.engine.try_send(self.context, dest, tag, buffer, n):
             if runtime.pumps is not None:
@@ -280,11 +287,7 @@ cdef class Comm:
             with nogil:
                 r = runtime.engine.isend(self.context, dest, tag, buffer, n, mode)
         if runtime.pumps is not None or (not r.done.load() and not runtime.engine.try_poll(r, runtime.polls)):
-            try:
-                runtime.wait_for(r)
-            except BaseException:
-                orphan(r, m, NULL, keep, False)
-                raise
+            wait_or_orphan(r, m, NULL, keep)
         cdef EngineStatus status = r.status
         runtime.engine.release(r)
         if runtime.pumps is not None:
@@ -301,9 +304,7 @@ cdef class Comm:
         if dest == PROC_NULL:
             r.state = NOBODY
             return r
-        self.check_peer(dest, "dest")
-        if tag < 0:
-            fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
+        self.check_destination(dest, tag)
         r.handle = runtime.engine.try_isend(self.context, self.world[dest], tag, buffer, n, mode)
         if r.handle == NULL:
             with nogil:
@@ -403,11 +404,7 @@ cdef class Comm:
             with nogil:
                 r = runtime.engine.irecv(self.context, world, tag, m.address, m.nbytes, False)
         if not r.done.load() or runtime.pumps is not None:
-            try:
-                runtime.wait_for(r)
-            except BaseException:
-                orphan(r, m, NULL, None, False)
-                raise
+            wait_or_orphan(r, m, NULL, None)
         result = r.status
         runtime.engine.release(r)
         if status is not None:
@@ -462,9 +459,7 @@ cdef class Comm:
         decode(sendbuf, &s.message, False)
         if dest != PROC_NULL:
             self.check()
-            self.check_peer(dest, "dest")
-            if sendtag < 0:
-                fail(ERR_TAG, f"sendtag is {sendtag}, must be 0..{TAG_UB}")
+            self.check_destination(dest, sendtag)
         self.start_receive(r, source, recvtag, False, "Sendrecv")
         self.start_send(s, s.message.address, s.message.nbytes, dest, sendtag, SendMode.kStandard, "Sendrecv")
         r.companion = s
@@ -643,11 +638,7 @@ cdef class Comm:
             with nogil:
                 r = runtime.engine.start(schedule[0], b)
         if not r.done.load() or runtime.pumps is not None:
-            try:
-                runtime.wait_for(r)
-            except BaseException:
-                orphan(r, send, receive, (s, reduction), False)
-                raise
+            wait_or_orphan(r, send, receive, (s, reduction))
         status = r.status
         if r.done.load():
             runtime.engine.release(r)
@@ -669,8 +660,7 @@ cdef class Comm:
     def Bcast(self, buf, int root=0):
         """Send `buf` of the root to all."""
         cdef Message m
-        self.check_root(root)
-        decode(buf, &m, self.rank_ != root)
+        decode(buf, &m, not self.check_root(root, False, "Bcast"))
         self.run(self.schedule(("bcast", m.nbytes, root)), NULL, &m, None, "Bcast")
 
     cdef int same_size(self, Message *send, Message *receive, str what) except -1:
@@ -683,11 +673,7 @@ cdef class Comm:
         cdef Message s, r
         cdef bint in_place = sendbuf is IN_PLACE
         cdef Reduction reduction
-        cdef bint at_root
-        self.check_root(root)
-        at_root = self.rank_ == root
-        if in_place and not at_root:
-            fail(ERR_BUFFER, "Reduce: IN_PLACE is for the root")
+        cdef bint at_root = self.check_root(root, in_place, "Reduce")
         decode(recvbuf if in_place else sendbuf, &s, in_place)
         decode(recvbuf if at_root else None, &r, True)
         if at_root:
@@ -781,11 +767,7 @@ cdef class Comm:
         cdef Message s, r
         cdef bint in_place = sendbuf is IN_PLACE
         cdef int64_t block
-        cdef bint at_root
-        self.check_root(root)
-        at_root = self.rank_ == root
-        if in_place and not at_root:
-            fail(ERR_BUFFER, "Gather: IN_PLACE is for the root")
+        cdef bint at_root = self.check_root(root, in_place, "Gather")
         decode(None if in_place else sendbuf, &s, False)
         decode_whole(recvbuf if at_root else None, &r, True, self.size_)
         block = self.block_of(&r, "Gather: recvbuf") if at_root else s.nbytes
@@ -798,11 +780,7 @@ cdef class Comm:
         cdef Message s, r
         cdef bint in_place = recvbuf is IN_PLACE
         cdef int64_t block
-        cdef bint at_root
-        self.check_root(root)
-        at_root = self.rank_ == root
-        if in_place and not at_root:
-            fail(ERR_BUFFER, "Scatter: IN_PLACE is for the root")
+        cdef bint at_root = self.check_root(root, in_place, "Scatter")
         decode(None if in_place else recvbuf, &r, True)
         decode_whole(sendbuf if at_root else None, &s, False, self.size_)
         block = self.block_of(&s, "Scatter: sendbuf") if at_root else r.nbytes
@@ -841,13 +819,11 @@ cdef class Comm:
         cdef Message s, r
         cdef bint in_place = sendbuf is IN_PLACE
         cdef tuple counts = None, displacements = None
-        self.check_root(root)
-        if in_place and self.rank_ != root:
-            fail(ERR_BUFFER, "Gatherv: IN_PLACE is for the root")
+        cdef bint at_root = self.check_root(root, in_place, "Gatherv")
         decode(None if in_place else sendbuf, &s, False)
-        if self.rank_ == root:
+        if at_root:
             counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-        if self.rank_ == root and not in_place and counts[root] != s.nbytes:
+        if at_root and not in_place and counts[root] != s.nbytes:
             fail(ERR_COUNT, f"Gatherv: sendbuf has {s.nbytes} bytes, the root's own block {counts[root]}")
         self.run(self.schedule(("gatherv", s.nbytes, counts, displacements, root, in_place)), &s, &r, None, "Gatherv")
 
@@ -856,13 +832,11 @@ cdef class Comm:
         cdef Message s, r
         cdef bint in_place = recvbuf is IN_PLACE
         cdef tuple counts = None, displacements = None
-        self.check_root(root)
-        if in_place and self.rank_ != root:
-            fail(ERR_BUFFER, "Scatterv: IN_PLACE is for the root")
+        cdef bint at_root = self.check_root(root, in_place, "Scatterv")
         decode(None if in_place else recvbuf, &r, True)
-        if self.rank_ == root:
+        if at_root:
             counts, displacements = decode_blocks(sendbuf, &s, False, self.size_)
-        if self.rank_ == root and not in_place and counts[root] > r.nbytes:
+        if at_root and not in_place and counts[root] > r.nbytes:
             fail(ERR_COUNT, f"Scatterv: recvbuf has {r.nbytes} bytes, the root's own block {counts[root]}")
         self.run(self.schedule(("scatterv", r.nbytes, counts, displacements, root, in_place)), &s, &r, None, "Scatterv")
 
@@ -888,6 +862,16 @@ cdef class Comm:
         if not in_place:
             send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
         self.run(self.schedule(("alltoallv", send_counts, send_displacements, counts, displacements, in_place)), &s, &r, None, "Alltoallv")
+
+
+cdef int wait_or_orphan(EngineRequest *r, Message *a, Message *b, object keep) except -1:
+    """Wait; if that raises, the engine keeps what the request uses."""
+    try:
+        runtime.wait_for(r)
+    except BaseException:
+        orphan(r, a, b, keep, False)
+        raise
+    return 0
 
 
 cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1:

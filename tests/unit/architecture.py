@@ -13,7 +13,7 @@ NATIVE = (".c", ".cc", ".cpp", ".h", ".hh", ".hpp")
 CYTHON = (".pyx", ".pxd", ".pxi")
 ENGINE_LINES, BINDINGS_LINES, TRANSPORT_LINES = 8000, 3000, 2500
 #: what a user imports of pympx, and so may an app
-PUBLIC = ("pympx.MPI", "pympx.counters", "pympx.dsm", "pympx.rpc")
+PUBLIC = ("pympx.MPI", "pympx.counters", "pympx.dsm", "pympx.plugins", "pympx.rpc")
 HOT_COMM = ("Send", "Recv", "Ssend", "Isend", "Irecv", "Sendrecv", "Barrier", "Bcast", "Reduce", "Allreduce", "Get_rank", "Get_size")
 HOT_REQUEST = ("Wait", "Test")
 

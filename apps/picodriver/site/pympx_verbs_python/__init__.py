@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hmac
-import importlib
+import importlib.util
 import mmap
 import os
 import select
