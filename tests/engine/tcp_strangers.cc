@@ -65,7 +65,7 @@ TEST_CASE("a wrong key is refused in both directions and nothing is delivered") 
 
 TEST_CASE("a connector that skips the acceptor's proof still has to give its own") {
     Side s;
-    mpx::tcp::Hello hello{mpx::tcp::kHelloMagic, parsed(s), {}};
+    mpx::tcp::Hello hello{mpx::tcp::kHelloMagic, parsed(s), {}, 0, 0};
     hello.from.id[0] ^= 1;
     const int fd = stranger(s);
     REQUIRE(send(fd, &hello, sizeof hello, 0) == sizeof hello);
@@ -87,7 +87,7 @@ TEST_CASE("an iface does not talk to itself, nor to its own echo") {
     Side s;
     mpx_ep *ep = nullptr;
     CHECK(table().ep_create(s.iface, s.address.data(), s.address.size(), &ep) == MPX_ERR_UNREACHABLE);
-    const mpx::tcp::Hello hello{mpx::tcp::kHelloMagic, parsed(s), {}};
+    const mpx::tcp::Hello hello{mpx::tcp::kHelloMagic, parsed(s), {}, 0, 0};
     const int fd = stranger(s);
     REQUIRE(send(fd, &hello, sizeof hello, 0) == sizeof hello);
     CHECK(hear(s, fd).empty());
@@ -103,7 +103,7 @@ TEST_CASE("garbage closes the socket silently; peers still get through") {
         const int fd = stranger(s);
         std::string junk = pattern(1 + rng() % 300, rng());
         if (i % 3 == 0) {  // a right beginning
-            const mpx::tcp::Hello hello{mpx::tcp::kHelloMagic, parsed(peer), {}};
+            const mpx::tcp::Hello hello{mpx::tcp::kHelloMagic, parsed(peer), {}, 0, 0};
             junk = std::string(reinterpret_cast<const char *>(&hello), sizeof hello) + junk;
         }
         CHECK(send(fd, junk.data(), junk.size(), MSG_NOSIGNAL) > 0);

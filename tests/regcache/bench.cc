@@ -155,9 +155,9 @@ int main() {
     questions();
     const mpx_transport none = no_card();
     cache_costs("a card that costs nothing", &none, nullptr, 64 << 10);
-    Card card(2048, 1 << 20);
-    cache_costs("io_uring", card.table(), card.domain(), 64 << 10);
-    const double hit = cache_costs("io_uring", card.table(), card.domain(), 1 << 20);
+    const std::unique_ptr<Card> card = open_card(2048, 1 << 20);
+    cache_costs("io_uring", card->table(), card->domain(), 64 << 10);
+    const double hit = cache_costs("io_uring", card->table(), card->domain(), 1 << 20);
     change_costs(kPage);
     change_costs(64 << 10);
     change_costs(1 << 20);

@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "noise.h"
+
 namespace {
 
 constexpr unsigned kSlots = 2048;
@@ -18,7 +20,9 @@ template <class Visit> void each_page(const void *at, size_t length, Visit visit
 
 }  // namespace
 
-Board::Board() : card_(kSlots, kLongest) { cache_ = std::make_unique<mpx::MrCache>(card_.table(), card_.domain(), kCost, true); }
+Board::Board() : card_(open_card(kSlots, kLongest)) {
+    cache_ = std::make_unique<mpx::MrCache>(card_->table(), card_->domain(), kCost, true);
+}
 
 Board::~Board() { cache_.reset(); }
 
@@ -70,7 +74,7 @@ bool Board::send_at_once(int seat, char *at, size_t length, uint64_t seed, const
         fill(at, length, seed);
         registration = begin(seat, at, length, MPX_ACCESS_REMOTE_READ);
     }
-    end(seat, registration, [&](mpx_mem_h memh) { return card_.send(memh, at, length); });
+    end(seat, registration, [&](mpx_mem_h memh) { return card_->send(memh, at, length); });
     return true;
 }
 
@@ -80,7 +84,7 @@ void Board::send_as_it_is(int seat, const char *at, size_t length) {
         const std::lock_guard hold(engine_);
         registration = begin(seat, at, length, MPX_ACCESS_REMOTE_READ);
     }
-    end(seat, registration, [&](mpx_mem_h memh) { return card_.send(memh, at, length); });
+    end(seat, registration, [&](mpx_mem_h memh) { return card_->send(memh, at, length); });
 }
 
 void Board::receive(int seat, char *at, size_t length, uint64_t seed) {
@@ -89,7 +93,7 @@ void Board::receive(int seat, char *at, size_t length, uint64_t seed) {
         const std::lock_guard hold(engine_);
         registration = begin(seat, at, length, MPX_ACCESS_LOCAL);
     }
-    end(seat, registration, [&](mpx_mem_h memh) { return card_.receive(memh, at, length, seed); });
+    end(seat, registration, [&](mpx_mem_h memh) { return card_->receive(memh, at, length, seed); });
 }
 
 void Board::fork_once(char *own, size_t length) {

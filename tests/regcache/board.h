@@ -56,7 +56,7 @@ private:
     template <class Transfer> void end(int seat, mpx::Registration *, Transfer transfer);
 
     std::mutex engine_;
-    Card card_;
+    std::unique_ptr<Card> card_;
     std::unique_ptr<mpx::MrCache> cache_;
     std::unordered_map<uintptr_t, bool> used_;  // page: was its mapping changed since?
     Score score_{};

@@ -1,4 +1,4 @@
-"""Play with Python's objects above io_uring as the card, beside native threads that play with plain memory, and print the score as JSON.
+"""Play with Python's objects above a card, beside native threads that play with plain memory, and print the score as JSON.
 
 ``games.py LIBRARY ROUNDS SEED``: a library that meson.build made, with or without a planted fault. Each round is one transfer from or to
 an object, checked byte by byte by the library.

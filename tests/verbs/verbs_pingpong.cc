@@ -4,7 +4,6 @@
 //
 // verbs_pingpong PATH_OF_VERBS_OBJECTS [ROUNDS]; VERBS_LIBRARY and PYMPX_VERBS_DEVICE as verbs_objects.cc has them. What perftest's
 // ib_send_lat and ib_read_bw say in the same run is its floor.
-#include <dlfcn.h>
 #include <pympx/transport.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -15,17 +14,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "verbs_side.h"
+
 namespace {
-
-const mpx_transport *table;
-
-[[noreturn]] void die(const char *step) {
-    std::fprintf(stderr, "verbs_pingpong: %s: %s\n", step, table ? table->why() : dlerror());
-    std::exit(1);
-}
 
 double now() {
     timespec t;
@@ -37,47 +32,23 @@ std::string exchange(int fd, const std::string &mine) {
     std::string theirs(mine.size(), '\0');
     if (write(fd, mine.data(), mine.size()) != static_cast<ssize_t>(mine.size()) ||
         recv(fd, theirs.data(), theirs.size(), MSG_WAITALL) != static_cast<ssize_t>(theirs.size()))
-        die("exchange");
+        throw std::runtime_error("the other process is gone");
     return theirs;
 }
 
-struct Side {
-    mpx_domain *domain = nullptr;
-    mpx_iface *iface = nullptr;
-    mpx_ep *ep = nullptr;
-    mpx_iface_attr attr{};
-    mpx_am_handler am[MPX_AM_ID_MAX];
-    uint64_t received = 0;
+struct Side : VerbsSide {
     int fd;
 
-    explicit Side(int socket) : fd(socket) {
-        for (auto &handler : am)
-            handler = {[](void *arg, void *, const void *, size_t, void *, size_t, unsigned) {
-                           ++static_cast<Side *>(arg)->received;
-                           return mpx_status{MPX_OK};
-                       },
-                       this};
-        const mpx_domain_params dp{sizeof dp, "", "{}", "key", 3};
-        const mpx_iface_params ip{sizeof ip, am, nullptr, [](void *, mpx_ep *, mpx_status) { die("the link broke"); }, this, 0, nullptr};
-        if (table->domain_open(&dp, &domain) != MPX_OK || table->iface_open(domain, &ip, &iface) != MPX_OK) die("open");
-        attr.size = sizeof attr;
-        table->iface_query(iface, &attr);
-        std::string own(attr.iface_addr_len, '\0'), link(attr.ep_addr_len, '\0');
-        table->iface_address(iface, own.data());
-        const std::string peer = exchange(fd, own);
-        if (table->ep_create(iface, peer.data(), peer.size(), &ep) != MPX_OK || table->ep_address(ep, link.data()) != MPX_OK) die("ep");
-        const std::string to = exchange(fd, link);
-        if (table->ep_connect(ep, to.data(), to.size()) != MPX_OK) die("connect");
+    Side(const mpx_transport *t, int socket) : VerbsSide(t), fd(socket) {
+        connect(exchange(fd, link_to(exchange(fd, address()))));
         exchange(fd, "connected");
     }
     void await(uint64_t count) {
-        while (received < count) iface->ops->progress(iface);
+        while (received < count) progress();
     }
     template <class Send> void send(Send &&call) {
-        for (mpx_status st; (st = call()) != MPX_OK;) {
-            if (st != MPX_ERR_NO_RESOURCE) die("send");
-            iface->ops->progress(iface);
-        }
+        for (mpx_status st; (st = call()) != MPX_OK; progress())
+            if (st != MPX_ERR_NO_RESOURCE) need("send", st);
     }
     // Half a round trip in microseconds, median.
     template <class Send> double pingpong(int rank, int rounds, Send &&call) {
@@ -99,9 +70,9 @@ struct Side {
         std::vector<char> memory(kWindow * length, static_cast<char>(rank));
         mpx_mem_h memh = nullptr;
         const unsigned access = rank ? MPX_ACCESS_REMOTE_READ : MPX_ACCESS_LOCAL;
-        if (table->mem_reg(domain, memory.data(), memory.size(), MPX_MEM_HOST, access, &memh) != MPX_OK) die("mem_reg");
+        need("mem_reg", table->mem_reg(domain, memory.data(), memory.size(), MPX_MEM_HOST, access, &memh));
         std::string ticket(attr.rkey_packed_len + sizeof(uint64_t), '\0');
-        if (table->rkey_pack(domain, memh, ticket.data(), attr.rkey_packed_len) != MPX_OK) die("rkey_pack");
+        need("rkey_pack", table->rkey_pack(domain, memh, ticket.data(), attr.rkey_packed_len));
         const auto address = reinterpret_cast<uint64_t>(memory.data());
         std::memcpy(ticket.data() + attr.rkey_packed_len, &address, sizeof address);
         ticket = exchange(fd, ticket);
@@ -110,7 +81,7 @@ struct Side {
             uint64_t remote;
             std::memcpy(&remote, ticket.data() + attr.rkey_packed_len, sizeof remote);
             mpx_rkey_h key = nullptr;
-            if (table->rkey_unpack(domain, ticket.data(), attr.rkey_packed_len, &key) != MPX_OK) die("rkey_unpack");
+            need("rkey_unpack", table->rkey_unpack(domain, ticket.data(), attr.rkey_packed_len, &key));
             struct Done : mpx_completion {
                 int *left;
             };
@@ -119,45 +90,37 @@ struct Side {
             const double from = now();
             for (int i = 0; i < count; ++i) {
                 const int slot = i % kWindow;
-                while (left >= kWindow) iface->ops->progress(iface);
+                while (left >= kWindow) progress();
                 done[slot].left = &left;
                 done[slot].done = [](mpx_completion *c, mpx_status) { --*static_cast<Done *>(c)->left; };
                 const mpx_iov iov{memory.data() + static_cast<size_t>(slot) * length, length, memh};
                 mpx_status st;
                 while ((st = iface->ops->get_zcopy(ep, &iov, 1, remote, key, &done[slot])) == MPX_ERR_NO_RESOURCE)
-                    iface->ops->progress(iface);
-                if (st != MPX_INPROGRESS) die("get");
+                    progress();
+                if (st != MPX_INPROGRESS) need("get_zcopy", st);
                 ++left;
             }
-            while (left) iface->ops->progress(iface);
+            while (left) progress();
             seconds = now() - from;
-            if (memory[length - 1] != 1) die("what was got");
+            if (memory[length - 1] != 1) throw std::runtime_error("wrong bytes were got");
             table->rkey_release(domain, key);
         }
         exchange(fd, "got");
         table->mem_dereg(domain, memh);
         return rank ? 0 : static_cast<double>(length) * count / seconds / 1e6;
     }
-    void close() {
-        exchange(fd, "over");
-        table->ep_destroy(ep);
-        table->iface_close(iface);
-        table->domain_close(domain);
-    }
 };
 
 }  // namespace
 
-int main(int argc, char **argv) {
-    void *library = argc > 1 ? dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) : nullptr;
-    if (!library) die("usage: verbs_pingpong VERBS_OBJECTS [ROUNDS]");
-    table = reinterpret_cast<const mpx_transport *(*)()>(dlsym(library, MPX_TABLE_SYMBOL))();
+int main(int argc, char **argv) try {
+    const mpx_transport *table = load_table(argc > 1 ? argv[1] : nullptr);
     const int rounds = argc > 2 ? std::atoi(argv[2]) : 2000;
     int pair[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0) die("socketpair");
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0) throw std::runtime_error("no socketpair");
     const pid_t child = fork();
     const int rank = child ? 0 : 1;
-    Side side(pair[rank]);
+    Side side(table, pair[rank]);
     const char text[4096] = {};
     const auto by_short = [&] { return side.iface->ops->am_short(side.ep, 1, 7, text, 8); };
     const auto by_bcopy = [&] {
@@ -173,10 +136,14 @@ int main(int argc, char **argv) {
     const double short_us = side.pingpong(rank, rounds, by_short), bcopy_us = side.pingpong(rank, rounds, by_bcopy);
     side.gets(rank, 1u << 20, 8);
     const double rate = side.gets(rank, 1u << 20, rounds / 20 + 8);
+    exchange(side.fd, "over");
     side.close();
     if (rank) return 0;
     std::printf("{\"short_8_us\": %.2f, \"bcopy_4096_us\": %.2f, \"get_1MiB_MBps\": %.1f}\n", short_us, bcopy_us, rate);
     int status = 0;
     waitpid(child, &status, 0);
     return status ? 1 : 0;
+} catch (const std::exception &error) {
+    std::fprintf(stderr, "verbs_pingpong: %s\n", error.what());
+    return 1;
 }

@@ -45,7 +45,7 @@ bool parse_config(const char *json, Config &out, std::string &why) {
         return true;
     };
     const auto member = [&](const std::string &key) {
-        if (key == "addresses") return in.list(address) || bad("addresses must be a list");
+        if (key == "addresses") return (in.list(address) && !out.ipv4.empty()) || bad("addresses must be a list of at least one");
         if (key == "network") {
             std::string text;
             return (in.string(text) && parse_id(text, out.network)) || bad("network must be 32 hexadecimal digits");

@@ -1,6 +1,6 @@
-// See card.h.
-#include "card.h"
-
+// io_uring's fixed buffers as the card: what is written from one, or read into one, moves between the pages that were pinned and a file. A
+// file in memory is the wire.
+#include <linux/io_uring.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -12,6 +12,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "card.h"
+#include "noise.h"
 
 namespace {
 
@@ -24,23 +28,38 @@ int ring_register(int ring, unsigned what, const void *argument, unsigned count)
 mpx_mem_h handle(unsigned slot) { return reinterpret_cast<mpx_mem_h>(static_cast<uintptr_t>(slot) + 1); }
 unsigned slot_of(mpx_mem_h memh) { return static_cast<unsigned>(reinterpret_cast<uintptr_t>(memh) - 1); }
 
-uint64_t count_differences(const char *a, const char *b, size_t length) {
-    if (!std::memcmp(a, b, length)) return 0;
-    uint64_t n = 0;
-    for (size_t i = 0; i < length; i++) n += a[i] != b[i];
-    return n;
-}
+class Ring : public Card {
+public:
+    Ring(unsigned slots, size_t longest);
+    ~Ring() override;
+    Ring(const Ring &) = delete;
+    Ring &operator=(const Ring &) = delete;
 
-}  // namespace
+    const mpx_transport *table() const override { return &table_; }
+    mpx_domain *domain() override { return reinterpret_cast<mpx_domain *>(this); }
+    uint64_t send(mpx_mem_h, const char *at, size_t length) override;
+    uint64_t receive(mpx_mem_h, char *at, size_t length, uint64_t seed) override;
 
-void fill(char *at, size_t length, uint64_t seed) {
-    for (size_t i = 0; i < length; i += sizeof seed) {
-        std::memcpy(at + i, &seed, std::min(sizeof seed, length - i));
-        seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    }
-}
+private:
+    mpx_status add(void *at, size_t length, mpx_mem_h *out);
+    mpx_status update(unsigned slot, void *at, size_t length);
+    void carry_out(unsigned char operation, mpx_mem_h, const char *at, size_t length);
 
-Card::Card(unsigned slots, size_t longest) : longest_(longest) {
+    mpx_transport table_{};
+    int ring_ = -1, wire_fd_ = -1;
+    size_t longest_;
+    char *wire_ = nullptr;
+    void *rings_ = nullptr;
+    size_t rings_size_ = 0;
+    io_uring_sqe *entries_ = nullptr;
+    unsigned *sq_tail_ = nullptr, *sq_array_ = nullptr, *cq_head_ = nullptr, *cq_tail_ = nullptr;
+    unsigned sq_mask_ = 0, cq_mask_ = 0;
+    io_uring_cqe *completions_ = nullptr;
+    size_t entries_size_ = 0;
+    std::vector<unsigned> free_slots_;
+};
+
+Ring::Ring(unsigned slots, size_t longest) : longest_(longest) {
     io_uring_params params{};
     ring_ = static_cast<int>(syscall(SYS_io_uring_setup, 4, &params));
     if (ring_ < 0) fail("setup");
@@ -72,16 +91,16 @@ Card::Card(unsigned slots, size_t longest) : longest_(longest) {
     wire_ = static_cast<char *>(mmap(nullptr, longest, PROT_READ | PROT_WRITE, MAP_SHARED, wire_fd_, 0));
     table_.name = "io_uring";
     table_.mem_reg = [](mpx_domain *d, void *start, size_t length, int, unsigned, mpx_mem_h *out) {
-        return reinterpret_cast<Card *>(d)->add(start, length, out);
+        return reinterpret_cast<Ring *>(d)->add(start, length, out);
     };
     table_.mem_dereg = [](mpx_domain *d, mpx_mem_h memh) {
-        auto *card = reinterpret_cast<Card *>(d);
+        auto *card = reinterpret_cast<Ring *>(d);
         card->free_slots_.push_back(slot_of(memh));
         return card->update(slot_of(memh), nullptr, 0);
     };
 }
 
-Card::~Card() {
+Ring::~Ring() {
     munmap(wire_, longest_);
     munmap(rings_, rings_size_);
     munmap(entries_, entries_size_);
@@ -89,7 +108,7 @@ Card::~Card() {
     close(ring_);
 }
 
-mpx_status Card::add(void *at, size_t length, mpx_mem_h *out) {
+mpx_status Ring::add(void *at, size_t length, mpx_mem_h *out) {
     if (free_slots_.empty()) return MPX_ERR_NO_MEMORY;
     const unsigned slot = free_slots_.back();
     if (const mpx_status st = update(slot, at, length)) return st;
@@ -98,7 +117,7 @@ mpx_status Card::add(void *at, size_t length, mpx_mem_h *out) {
     return MPX_OK;
 }
 
-mpx_status Card::update(unsigned slot, void *at, size_t length) {
+mpx_status Ring::update(unsigned slot, void *at, size_t length) {
     const iovec buffer{at, length};
     io_uring_rsrc_update2 change{};
     change.offset = slot;
@@ -108,7 +127,7 @@ mpx_status Card::update(unsigned slot, void *at, size_t length) {
     return errno == ENOMEM ? MPX_ERR_NO_MEMORY : MPX_ERR_INVALID;
 }
 
-void Card::carry_out(unsigned char operation, mpx_mem_h memh, const char *at, size_t length) {
+void Ring::carry_out(unsigned char operation, mpx_mem_h memh, const char *at, size_t length) {
     const unsigned tail = *sq_tail_, index = tail & sq_mask_;
     io_uring_sqe &e = entries_[index];
     std::memset(&e, 0, sizeof e);
@@ -128,13 +147,17 @@ void Card::carry_out(unsigned char operation, mpx_mem_h memh, const char *at, si
     fail("a transfer");
 }
 
-uint64_t Card::send(mpx_mem_h memh, const char *at, size_t length) {
+uint64_t Ring::send(mpx_mem_h memh, const char *at, size_t length) {
     carry_out(IORING_OP_WRITE_FIXED, memh, at, length);
     return count_differences(wire_, at, length);
 }
 
-uint64_t Card::receive(mpx_mem_h memh, char *at, size_t length, uint64_t seed) {
+uint64_t Ring::receive(mpx_mem_h memh, char *at, size_t length, uint64_t seed) {
     fill(wire_, length, seed);
     carry_out(IORING_OP_READ_FIXED, memh, at, length);
     return count_differences(wire_, at, length);
 }
+
+}  // namespace
+
+std::unique_ptr<Card> open_card(unsigned slots, size_t longest) { return std::make_unique<Ring>(slots, longest); }

@@ -1,0 +1,56 @@
+"""heat, EP, CG and IS verify over verbs; their bytes go over it, over the wire where ranks are on two devices; registrations are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import guest
+import pytest
+from apps_harness import Finished, check_traffic, check_verified
+
+HEAT, NPB = "apps/heat/heat.py", "apps/npb/npb.py"
+PROGRAMS = {
+    "heat": [HEAT, "--size", "31"],
+    "ep": [NPB, "ep", "--class", "S"],
+    "cg": [NPB, "cg", "--class", "S"],
+    "is": [NPB, "is", "--class", "S"],
+}
+#: ranks, devices
+PLACES = [(2, 1), (4, 1), (4, 2)] if guest.LONG else [(4, 2)]
+
+
+def start(folder: Path, ranks: int, devices: int, words: list[str], **settings: str) -> tuple[Finished, str]:
+    """Run an app; return how it ended, and its report if it was asked for one."""
+    record = folder / "record.json"
+    done = guest.run(ranks, str(guest.ROOT / words[0]), *words[1:], "--json", str(record), devices=devices, cwd=folder, **settings)
+    found: dict[str, Any] = json.loads(record.read_text())
+    return Finished(done.returncode, done.stdout, "", found), done.stderr
+
+
+@pytest.mark.parametrize(("ranks", "devices"), PLACES)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_verifies(program: str, ranks: int, devices: int, tmp_path: Path) -> None:
+    before = guest.packets()
+    run, _ = start(tmp_path, ranks, devices, PROGRAMS[program])
+    crossed = guest.packets() - before
+    check_verified(run, ranks)
+    check_traffic(run, ranks, "verbs")
+    if devices == 2:
+        assert crossed > 100
+    else:
+        assert crossed == 0
+
+
+@pytest.mark.parametrize("words", [[HEAT, "--size", "257", "--iterations", "400"], PROGRAMS["cg"]], ids=["heat", "cg"])
+def test_registrations_are_kept(words: list[str], tmp_path: Path, record: Any) -> None:
+    """Where everything of 1 KiB and more goes by RDMA READ, 95 % of what is needed is registered already."""
+    _, report = start(tmp_path, 2, 2, words, PYMPX_VERBS_RENDEZVOUS="1K", PYMPX_REPORT="1")
+    line = re.search(r"verbs +(\d+) hits, (\d+) misses, (\d+) for one use", report)
+    assert line, report
+    hits, misses, once = (int(number) for number in line.groups())
+    record({"app": words[0], "hits": hits, "misses": misses, "for_one_use": once})
+    assert hits > 1000
+    assert hits >= 0.95 * (hits + misses + once), line.group()

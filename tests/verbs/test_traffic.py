@@ -1,0 +1,31 @@
+"""Random traffic over verbs, 2 + 2 ranks on two devices: whole, in order, once; also while the wire is taken down and up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import guest
+import pytest
+
+PROGRAM = str(Path(__file__).with_name("rounds_program.py"))
+ROUNDS = 40 if guest.LONG else 5
+CUTS = 100 if guest.LONG else 10
+
+
+@pytest.mark.parametrize(("ranks", "devices"), [(2, 1), (4, 2)])
+def test_every_message_arrives_in_order(ranks: int, devices: int, record: Any) -> None:
+    done = guest.run(ranks, PROGRAM, str(guest.SEED), str(ROUNDS), devices=devices, timeout=900)
+    counts = json.loads(done.stdout)
+    record(counts | {"ranks": ranks, "devices": devices})
+    assert counts["cuts"] == 0
+    assert counts["verbs_bytes"] > 100_000
+
+
+def test_nothing_is_lost_when_the_wire_goes_down_and_up(record: Any) -> None:
+    done = guest.run(4, PROGRAM, str(guest.SEED), "--cut", str(CUTS), timeout=1800, PYMPX_VERBS_TIMEOUT="11", PYMPX_VERBS_RETRIES="3")
+    counts = json.loads(done.stdout)
+    record(counts)
+    assert counts["cuts_made"] >= CUTS
+    assert counts["reconnects"] > CUTS / 2
