@@ -104,7 +104,8 @@ def qemu_words(guest: Guest, image: Path, initrd: Path, job: Path) -> list[str]:
     """Return the command of qemu, which does not outlive the process that starts it."""
     # under TCG the kernel's `rep movsb` and carry-less CRC are slower than what it has without, and the HPET than the TSC
     words = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64"]
-    words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm,-pclmulqdq"]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    words += ["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm,-pclmulqdq"]
     words += ["-smp", str(guest.cpus), "-m", str(guest.memory), "-kernel", str(image), "-initrd", str(initrd)]
     words += ["-append", "console=ttyS0 panic=-1 quiet clocksource=tsc tsc=reliable mitigations=off"]
     words += [*_folder("root", Path("/"), ",readonly=on"), *_folder("job", job)]
@@ -128,7 +129,7 @@ def read_status(job: Path) -> int | None:
 
 
 class Machine:
-    """A guest, running from ``with`` on and ended by its end. Raises OSError where qemu cannot be started."""
+    """A guest, running from ``with`` on and ended by its end."""
 
     def __init__(self, guest: Guest, stdout: int | IO[bytes] | None = None, name: str = "vm") -> None:
         self._guest, self._stdout, self._name = guest, stdout, name
@@ -216,6 +217,20 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
+def guest_of(options: argparse.Namespace, devices: str = "one") -> Guest:
+    """Return the guest that a command line asks for."""
+    return Guest(
+        options.command,
+        passed_on(os.environ),
+        Path.cwd(),
+        options.share,
+        devices,
+        options.kernel,
+        options.cpus,
+        options.memory,
+    )
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     parser = arguments("ci/verbs/vm", __doc__)
@@ -223,22 +238,8 @@ def main() -> int:
     options = parse(parser)
     end_on_signals()
     set_up(options.kernel)
-    guest = Guest(
-        options.command,
-        passed_on(os.environ),
-        Path.cwd(),
-        options.share,
-        options.devices,
-        options.kernel,
-        options.cpus,
-        options.memory,
-    )
-    try:
-        with Machine(guest) as machine:
-            return machine.wait(time.monotonic() + options.timeout)
-    except OSError as error:
-        print(f"vm: cannot start the machine: {error}", file=sys.stderr)
-        return NO_STATUS
+    with Machine(guest_of(options, options.devices)) as machine:
+        return machine.wait(time.monotonic() + options.timeout)
 
 
 if __name__ == "__main__":
