@@ -183,12 +183,12 @@ def _carried(records: dict[int, dict[str, Any]]) -> list[str]:
     total: dict[str, list[int]] = {}
     for record in records.values():
         for name, counters in zip(record["transports"], record["carried"], strict=True):
-            sums = total.setdefault(name, [0, 0, 0])
-            for index, key in enumerate(("sent_bytes", "messages", "medium_sent_bytes")):
+            sums = total.setdefault(name, [0, 0, 0, 0])
+            for index, key in enumerate(("sent_bytes", "messages", "medium_sent_bytes", "medium_received_bytes")):
                 sums[index] += counters[key]
     return [
-        f"{name:<6}{payload} bytes in {messages} messages; {medium} bytes on the medium"
-        for name, (payload, messages, medium) in total.items()
+        f"{name:<6}{payload} bytes in {messages} messages; {max(mediums)} bytes on the medium"  # a card is read from without a word
+        for name, (payload, messages, *mediums) in total.items()
         if name != "self" or messages
     ]
 

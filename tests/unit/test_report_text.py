@@ -43,7 +43,7 @@ def _cache(**more: Any) -> dict[str, Any]:
 
 
 def _record(host: str, over: list[int], **more: Any) -> dict[str, Any]:
-    counters = {"sent_bytes": 10, "messages": 1, "medium_sent_bytes": 12}
+    counters = {"sent_bytes": 10, "messages": 1, "medium_sent_bytes": 11, "medium_received_bytes": 12}
     return {
         "host": host,
         "cores": 2,
