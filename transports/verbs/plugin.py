@@ -73,7 +73,10 @@ class VerbsTransport(NativeTransport):
 
     def prepare(self, job_key: bytes) -> None:
         """Open the device. Raises OSError with its reason."""
-        os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # on kernels that do not copy pinned pages at fork; ignored on others
+        fork = pyverbs("fork")
+        # where the kernel gives children copies of pinned pages (Linux 5.12), fork_init would only take the pages from them
+        if fork.is_fork_initialized() != pyverbs("enums").IBV_FORK_UNNEEDED:
+            fork.fork_init()
         port = devices.choose(setting("PYMPX_VERBS_DEVICE"))
         try:
             self._open(port)
