@@ -175,7 +175,7 @@ def _protocols(records: dict[int, dict[str, Any]]) -> list[str]:
     for (name, table), who in said.items():
         several = sum(other == name for other, _ in said) > 1
         head = f"{name} (rank {ranges(who)})" if several else name
-        lines += [f"{head if not index else '':<6}{text}" for index, text in enumerate(table)]
+        lines += [f"{head if not index else '':<5} {text}" for index, text in enumerate(table)]
     return lines
 
 
@@ -187,7 +187,7 @@ def _carried(records: dict[int, dict[str, Any]]) -> list[str]:
             for index, key in enumerate(("sent_bytes", "messages", "medium_sent_bytes", "medium_received_bytes")):
                 sums[index] += counters[key]
     return [
-        f"{name:<6}{payload} bytes in {messages} messages; {max(mediums)} bytes on the medium"  # a card is read from without a word
+        f"{name:<5} {payload} bytes in {messages} messages; {max(mediums)} bytes on the medium"  # a card is read from without a word
         for name, (payload, messages, *mediums) in total.items()
         if name != "self" or messages
     ]
@@ -221,7 +221,7 @@ def _caches(records: dict[int, dict[str, Any]]) -> list[str]:
                     sums[key] += cache[key]
                 reasons += [(rank, f"{name}: nothing is kept: {cache['reason']}")] if cache["reason"] else []
     lines = [
-        f"{name:<6}{c['hits']} hits, {c['misses']} misses, {c['uncacheable']} for one use, {c['evictions']} evictions, "
+        f"{name:<5} {c['hits']} hits, {c['misses']} misses, {c['uncacheable']} for one use, {c['evictions']} evictions, "
         f"{c['invalidated']} invalidated; {c['bytes']} bytes in {c['regions']} regions now"
         for name, c in total.items()
     ]

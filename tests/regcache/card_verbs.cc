@@ -24,7 +24,8 @@ public:
         here_.connect(there);
         there_.connect(here);
         wire_ = static_cast<char *>(mmap(nullptr, longest, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-        there_.need("mem_reg", table_->mem_reg(there_.domain, wire_, longest, MPX_MEM_HOST, MPX_ACCESS_REMOTE_READ, &wire_memh_));
+        constexpr unsigned kBothWays = MPX_ACCESS_LOCAL | MPX_ACCESS_REMOTE_READ;
+        there_.need("mem_reg", table_->mem_reg(there_.domain, wire_, longest, MPX_MEM_HOST, kBothWays, &wire_memh_));
     }
     ~VerbsCard() override {
         table_->mem_dereg(there_.domain, wire_memh_);

@@ -44,7 +44,7 @@ struct VerbsSide {
     VerbsSide &operator=(const VerbsSide &) = delete;
 
     void need(const char *step, mpx_status st) const {
-        if (st != MPX_OK) throw std::runtime_error(std::string(step) + ": " + table->why());
+        if (st != MPX_OK) throw std::runtime_error(std::string(step) + ": status " + std::to_string(st) + " " + table->why());
     }
     std::string address() const {
         std::string own(attr.iface_addr_len, '\0');

@@ -1,0 +1,37 @@
+"""Draws the experiment's result. Imported only when a picture is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+
+from apps.picodriver.experiment import NATIVE, PERFTEST, PYTHON, QUANTITIES  # noqa: E402
+
+_COLOURS = {PERFTEST: "0.6", NATIVE: "tab:blue", PYTHON: "tab:orange"}
+
+
+def draw(path: Path, medians: dict[str, dict[str, float]], device: str) -> None:
+    """Write a PNG: for each quantity the time that each side takes, relative to verbs (of a bandwidth, the time of a byte)."""
+    figure, axes = plt.subplots(figsize=(8.0, 4.2), layout="constrained")
+    height = 0.26
+    for number, side in enumerate(_COLOURS):
+        places, ratios = [], []
+        for row, (key, (_, _, more)) in enumerate(QUANTITIES.items()):
+            if key in medians[side]:
+                ratio = medians[side][key] / medians[NATIVE][key]
+                places.append(row + (number - 1) * height)
+                ratios.append(1 / ratio if more else ratio)
+        bars = axes.barh(places, ratios, height, color=_COLOURS[side], label=side)
+        axes.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
+    axes.set_yticks(range(len(QUANTITIES)), [what for what, _, _ in QUANTITIES.values()])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set(xlabel="time, relative to verbs", title=f"The same transport with its data path in C++ and in pyverbs, on {device}")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
