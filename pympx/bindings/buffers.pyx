@@ -89,18 +89,11 @@ cdef int decode(object buf, Message *m, bint writable) except -1:
     return 0
 
 
-def address_of(buf):
-    """Return the address of a buffer argument's memory."""
+def memory_of(buf, bint writable):
+    """Return (address, bytes) of a buffer argument's memory."""
     cdef Message m
-    decode(buf, &m, False)
-    return <size_t>m.address
-
-
-def size_of(buf):
-    """Return the bytes of a buffer argument's memory."""
-    cdef Message m
-    decode(buf, &m, True)
-    return m.nbytes
+    decode(buf, &m, writable)
+    return <size_t>m.address, m.nbytes
 
 
 cdef object index_or_none(object value):
@@ -161,6 +154,14 @@ cdef int decode_sequence(object spec, Message *m, bint writable) except -1:
     m.count = count
     m.nbytes = count * kind.size
     return 0
+
+
+cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1:
+    """A buffer with a block for every rank: in [buffer, count, datatype] the count is that of one block."""
+    if type(buf) is list or type(buf) is tuple:
+        buffer, count, displacement, datatype = split(buf)
+        buf = buffer, None if count is None else operator.index(count) * ranks, displacement, datatype
+    return decode(buf, m, writable)
 
 
 cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks):
