@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import mmap
 import weakref
@@ -112,6 +113,25 @@ def test_dlpack_items_have_their_datatype() -> None:
     into = np.zeros(3)
     ME.Allreduce(Tensor(np.array([1.5, 2, 3])), Tensor(into))
     assert into.tolist() == [1.5, 2, 3]
+
+
+def test_dlpack_that_python_gives_back() -> None:
+    """Python code that runs when a failing call lets go of a buffer leaves the error as it is."""
+    given_back: list[int] = []
+
+    class Attended(OldTensor):
+        def __dlpack__(self, stream: None = None) -> Any:  # type: ignore[override]
+            capsule = self.content.__dlpack__()
+            set_destructor(capsule, note)
+            return capsule
+
+    note = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(given_back.append)
+    set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+    set_destructor.argtypes = [ctypes.py_object, type(note)]
+    with pytest.raises(MPI.Exception) as caught:
+        ME.Gatherv(Attended(np.zeros(3)), Attended(np.zeros(2)))
+    assert caught.value.Get_error_class() == MPI.ERR_COUNT
+    assert len(given_back) == 2
 
 
 def test_dlpack_lives_as_long_as_the_operation() -> None:
