@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pympx import MPI
+from pympx.api import exotic
 
 ME = MPI.COMM_SELF
 KINDS = [
@@ -113,6 +114,25 @@ def test_dlpack_items_have_their_datatype() -> None:
     into = np.zeros(3)
     ME.Allreduce(Tensor(np.array([1.5, 2, 3])), Tensor(into))
     assert into.tolist() == [1.5, 2, 3]
+
+
+def test_dlpack_complex_of_256_bits() -> None:
+    """Its items are two lanes of 128 bits: more do not fit DLPack's field."""
+
+    class Wide(OldTensor):
+        def __dlpack__(self, stream: None = None) -> Any:  # type: ignore[override]
+            capsule = self.content.view("f8").__dlpack__()
+            tensor = exotic._Tensor.from_address(exotic._pointer_of(capsule, b"dltensor"))
+            tensor.items.bits, tensor.items.lanes, tensor.shape[0] = 128, 2, len(self.content)
+            return capsule
+
+    content = np.array([1 + 2j, 3 - 1j], "G")
+    into = np.zeros(2, "G")
+    ME.Allreduce(Wide(content), Wide(into))
+    assert into.tolist() == content.tolist()
+    into[:] = 0
+    ME.Allgatherv([Wide(content), 2], [Wide(into), 2])
+    assert into.tolist() == content.tolist()
 
 
 def test_dlpack_that_python_gives_back() -> None:
