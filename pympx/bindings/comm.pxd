@@ -42,6 +42,7 @@ cdef class Comm:
     cdef int run_reducing(self, str name, object sendbuf, object recvbuf, object op, tuple sizes, str what) except -1
     cdef int64_t block_of(self, Message *whole, str what) except -1
     cdef int run_blocks(self, str name, object part, object whole, int place, int root, bint gathers, bint v, str what) except -1
+    cdef int run_exchange(self, object sendbuf, object recvbuf, bint typed, str what) except -1
 
 cdef class CachedSchedule:
     cdef object words

@@ -769,7 +769,7 @@ cdef class Comm:
         decode(None if place == INSIDE else part, &one, not gathers)
         block = one.nbytes
         if place != ELSEWHERE and v:
-            counts, displacements = decode_blocks(whole, &all_of_them, gathers, self.size_)
+            counts, displacements = decode_blocks(whole, &all_of_them, gathers, self.size_, False)
             block = counts[self.rank_]
         elif place != ELSEWHERE:
             decode_whole(whole, &all_of_them, gathers, self.size_)
@@ -820,16 +820,24 @@ cdef class Comm:
             self.same_size(&s, &r, "Alltoall")
         self.run(self.schedule(("alltoall", self.block_of(&r, "Alltoall: recvbuf"), in_place)), &s, &r, None, "Alltoall")
 
-    def Alltoallv(self, sendbuf, recvbuf):
-        """Alltoall with counts and displacements for every rank on both sides."""
+    cdef int run_exchange(self, object sendbuf, object recvbuf, bint typed, str what) except -1:
         cdef Message s, r
         cdef bint in_place = place_of(sendbuf) == INSIDE
-        cdef tuple counts, displacements, send_counts = None, send_displacements = None
+        cdef tuple sent = (None, None), received
         self.check()
-        counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
+        received = decode_blocks(recvbuf, &r, True, self.size_, typed)
         if not in_place:
-            send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
-        self.run(self.schedule(("alltoallv", send_counts, send_displacements, counts, displacements, in_place)), &s, &r, None, "Alltoallv")
+            sent = decode_blocks(sendbuf, &s, False, self.size_, typed)
+        self.run(self.schedule(("alltoallv", *sent, *received, in_place)), &s, &r, None, what)
+        return 0
+
+    def Alltoallv(self, sendbuf, recvbuf):
+        """Alltoall with counts and displacements for every rank on both sides."""
+        self.run_exchange(sendbuf, recvbuf, False, "Alltoallv")
+
+    def Alltoallw(self, sendbuf, recvbuf):
+        """Alltoallv with a datatype for every rank too, and displacements in bytes: [buffer, counts, displacements, datatypes]."""
+        self.run_exchange(sendbuf, recvbuf, True, "Alltoallw")
 
 
 cdef int wait_or_orphan(EngineRequest *r, Message *a, Message *b, object keep) except -1:

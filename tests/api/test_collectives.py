@@ -197,6 +197,38 @@ def test_counts_of_numpy(comm: Any) -> None:
     assert np.array_equal(got, np.arange(comm.size) + 0.5)
 
 
+@pytest.mark.ranks([1, 2, 3, 4])
+def test_alltoallw(comm: Any, rng: Any) -> None:
+    """Each pair of ranks has a datatype and a count of its own, blocks lie anywhere."""
+    rank, size = comm.rank, comm.size
+    for _ in range(TURNS):
+        kinds = rng.choice(DTYPES, (size, size))  # [from][to]
+        table = rng.integers(0, 2 ** int(rng.integers(1, 13)), (size, size))
+        matrix = [[contributions(rng, 1, int(table[i, j]), str(kinds[i, j]))[0] for j in range(size)] for i in range(size)]
+
+        def message(blocks: list[Any], gap: int, filled: bool) -> tuple[Any, list[int], Any]:
+            displacements = [sum(b.nbytes for b in blocks[:j]) + gap * j for j in range(size)]
+            memory = bytearray(sum(b.nbytes for b in blocks) + gap * size)
+            for block, at in zip(blocks, displacements, strict=True):
+                memory[at : at + block.nbytes] = block.tobytes() if filled else bytes(block.nbytes)
+            counts = [len(b) for b in blocks]
+            datatypes = [MPI.Datatype.fromcode(b.dtype.char) for b in blocks]
+            return memory, displacements, [memory, (counts, displacements), datatypes]
+
+        _, _, send = message(matrix[rank], int(rng.integers(0, 9)), True)
+        into, displacements, receive = message([matrix[i][rank] for i in range(size)], int(rng.integers(0, 9)), False)
+        comm.Alltoallw(send, receive)
+        for i, at in enumerate(displacements):
+            block = matrix[i][rank]
+            assert into[at : at + block.nbytes] == block.tobytes(), (i, kinds.tolist(), table.tolist())
+    one = bytearray(1)
+    MPI.COMM_SELF.Alltoallw([b"x", [MPI.BYTE]], [one, [MPI.BYTE]])
+    assert one == b"x"
+    got = np.full(size, rank)
+    comm.Alltoallw(MPI.IN_PLACE, [got, [1] * size, [8 * i for i in range(size)], [MPI.INT64_T] * size])
+    assert np.array_equal(got, range(size))
+
+
 @pytest.mark.ranks([2, 3, 4])
 def test_collectives_and_messages_do_not_meet(comm: Any, rng: Any) -> None:
     """Receives with wildcards are open while collectives run."""
