@@ -138,11 +138,14 @@ def _dlpack(obj: Any, writable: bool) -> Decoded:
     if tensor.strides and tensor.ndim and not _contiguous(shape, tensor.strides[: tensor.ndim]):
         name = type(obj).__name__
         raise BufferError(f"message: the DLPack tensor of {name}, shape {tuple(shape)}, is not contiguous; pass a contiguous copy")
-    bits = tensor.items.bits * tensor.items.lanes
+    kind, lanes = _KINDS.get(tensor.items.kind, ""), tensor.items.lanes
+    bits = tensor.items.bits * lanes
     if bits % 8:
         raise BufferError(f"message: items of {bits} bits are no whole bytes")
-    code = f"{_KINDS.get(tensor.items.kind, '')}{bits // 8}"
-    known = code in _CODES and tensor.items.lanes == 1
+    if kind == "f" and lanes == 2:  # complex numbers of 256 bits, which do not fit the field
+        kind, lanes = "c", 1
+    code = f"{kind}{bits // 8}"
+    known = code in _CODES and lanes == 1
     return (tensor.data or 0) + tensor.byte_offset, _product(shape) * bits // 8, code if known else None, capsule
 
 

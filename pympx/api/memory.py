@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from ..bindings import request as _request
-from ..bindings.buffers import address_of, size_of
+from ..bindings.buffers import memory_of
 from ..bindings.memory import Memory as _Memory
 from .constants import BSEND_OVERHEAD
 from .error_classes import CLASSES
@@ -123,7 +123,7 @@ def Free_mem(mem: buffer) -> None:
 
 def Get_address(location: Any) -> int:
     """Return the address of a buffer."""
-    return address_of(location)
+    return memory_of(location, False)[0]
 
 
 def Aint_add(base: int, disp: int) -> int:
@@ -154,7 +154,7 @@ def Attach_buffer(buf: Any) -> None:
     with _attached.lock:
         if _attached.buffer is not None:
             raise Exception(CLASSES["ERR_BUFFER"][0], f"Attach_buffer: a buffer of {_attached.size} bytes is attached already")
-        _attached.size = size_of(buf)
+        _attached.size = memory_of(buf, True)[1]
         _attached.buffer, _attached.used = buf, 0
 
 

@@ -80,8 +80,8 @@ _FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "BXOR": operator.xor,
     "MINLOC": _located(operator.lt),
     "MAXLOC": _located(operator.gt),
-    "REPLACE": lambda x, y: x,
-    "NO_OP": lambda x, y: y,
+    "REPLACE": lambda x, y: y,
+    "NO_OP": lambda x, y: x,
 }
 PREDEFINED: dict[str, Op] = {
     name: Op()._define(f"MPI_{name}", number + 1, number, name not in ("REPLACE", "NO_OP"), function)

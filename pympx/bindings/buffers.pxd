@@ -16,5 +16,6 @@ cdef extern from "message.h" namespace "mpx::python":
         void take(Message &other) noexcept
 
 cdef int decode(object buf, Message *m, bint writable) except -1
-cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks)
+cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1
+cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks, bint typed)
 cdef object IN_PLACE

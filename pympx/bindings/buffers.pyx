@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t
 from .datatype cimport BYTE, Datatype, datatype_from, datatype_of_format
 
 import operator
+from itertools import accumulate
 
 cdef object exotic = None
 cdef object IN_PLACE = None
@@ -89,18 +90,11 @@ cdef int decode(object buf, Message *m, bint writable) except -1:
     return 0
 
 
-def address_of(buf):
-    """Return the address of a buffer argument's memory."""
+def memory_of(buf, bint writable):
+    """Return (address, bytes) of a buffer argument's memory."""
     cdef Message m
-    decode(buf, &m, False)
-    return <size_t>m.address
-
-
-def size_of(buf):
-    """Return the bytes of a buffer argument's memory."""
-    cdef Message m
-    decode(buf, &m, True)
-    return m.nbytes
+    decode(buf, &m, writable)
+    return <size_t>m.address, m.nbytes
 
 
 cdef object index_or_none(object value):
@@ -163,39 +157,55 @@ cdef int decode_sequence(object spec, Message *m, bint writable) except -1:
     return 0
 
 
-cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks):
-    """Decode the argument of a v-collective: returns (bytes per block, byte displacements), each of `blocks` ints."""
-    cdef Datatype kind = None
-    cdef int64_t size
-    cdef object buffer = buf, counts = None, displacements = None, datatype = None
-    empty(m)
+cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1:
+    """A buffer with a block for every rank: in [buffer, count, datatype] the count is that of one block."""
     if type(buf) is list or type(buf) is tuple:
+        buffer, count, displacement, datatype = split(buf)
+        buf = buffer, None if count is None else operator.index(count) * ranks, displacement, datatype
+    return decode(buf, m, writable)
+
+
+cdef tuple decode_blocks(object buf, Message *m, bint writable, int blocks, bint typed):
+    """Decode the argument of a v-collective: returns (bytes per block, byte displacements), each of `blocks` ints.
+
+    typed: every block has a datatype of its own, and displacements are bytes.
+    """
+    cdef Datatype kind = None
+    cdef int64_t unit
+    cdef object buffer = buf, counts = None, displacements = None, datatype = None, kinds
+    empty(m)
+    if typed and isinstance(buf, (list, tuple)) and len(buf) == 2:
+        buffer, datatype = buf
+    elif type(buf) is list or type(buf) is tuple:
         buffer, counts, displacements, datatype = split(buf)
-    kind = begin_sequence(buffer, datatype, m, writable)
-    size = kind.size
+    if typed and (not isinstance(datatype, (list, tuple)) or (counts is None) != (displacements is None)):
+        raise TypeError("message: expecting [buffer, counts, displacements, datatypes] with a list of datatypes, one per rank")
+    if typed and counts is None:
+        counts, displacements = 1, 0
+    kind = begin_sequence(buffer, BYTE if typed else datatype, m, writable)
+    kinds = [datatype_from(t) for t in datatype] if typed else [kind] * blocks
+    unit = kind.size
     if counts is None:
-        items = m.nbytes // size
+        items = m.nbytes // unit
         counts = [items // blocks + (block < items % blocks) for block in range(blocks)]
     elif isinstance(counts, int):
         counts = [counts] * blocks
     else:
         counts = [operator.index(c) for c in counts]
+    sizes = [c * (<Datatype>k).size for c, k in zip(counts, kinds)]
     if displacements is None:
-        displacements, total = [], 0
-        for c in counts:
-            displacements.append(total)
-            total += c
+        displacements = [0, *accumulate(sizes)][:blocks]
     elif isinstance(displacements, int):
-        displacements = [displacements * block for block in range(blocks)]
+        displacements = [displacements * unit * block for block in range(blocks)]
     else:
-        displacements = [operator.index(d) for d in displacements]
-    if len(counts) != blocks or len(displacements) != blocks:
-        raise ValueError(f"message: {len(counts)} counts and {len(displacements)} displacements for {blocks} ranks")
-    for block, (c, d) in enumerate(zip(counts, displacements)):
-        if c < 0 or d < 0:
-            raise ValueError(f"message: block {block} has count {c} and displacement {d}, must not be negative")
-        if c and (c + d) * size > m.nbytes:
-            raise ValueError(f"message: block {block} of {c} {kind.name} from item {d} on needs {(c + d) * size} bytes, "
-                             f"buffer holds {m.nbytes}")
+        displacements = [operator.index(d) * unit for d in displacements]
+    if len(counts) != blocks or len(displacements) != blocks or len(kinds) != blocks:
+        raise ValueError(f"message: {len(counts)} counts, {len(displacements)} displacements, {len(kinds)} datatypes for {blocks} ranks")
+    for block, (k, n, d) in enumerate(zip(kinds, sizes, displacements)):
+        if n < 0 or d < 0:
+            raise ValueError(f"message: block {block} has count {counts[block]} and displacement {d // unit}, must not be negative")
+        if n and n + d > m.nbytes:
+            raise ValueError(f"message: block {block} of {counts[block]} {k.name} from {'byte' if typed else 'item'} {d // unit} on needs "
+                             f"{n + d} bytes, buffer holds {m.nbytes}")
     m.count = sum(counts)
-    return tuple(c * size for c in counts), tuple(d * size for d in displacements)
+    return tuple(sizes), tuple(displacements)

@@ -28,7 +28,7 @@ cdef class Comm:
     cdef Request start_send(self, Request r, const void *buffer, int64_t n, int dest, int tag, SendMode mode, str what)
     cdef int run(self, CachedSchedule s, Message *send, Message *receive, Reduction reduction, str what) except -1
     cdef CachedSchedule schedule(self, tuple key)
-    cdef int check_root(self, int root, bint in_place, str what) except -1
+    cdef int check_root(self, int root, object part, str what) except -1
     cdef int check_destination(self, int dest, int tag) except -1
     cdef int send_buffer(self, object buf, int dest, int tag, SendMode mode) except -1
     cdef Request isend_buffer(self, object buf, int dest, int tag, SendMode mode, str what)
@@ -38,9 +38,11 @@ cdef class Comm:
     cdef Request start_receive(self, Request r, int source, int tag, bint allocate, str what)
     cdef Request isend_object(self, object obj, int dest, int tag, SendMode mode, str what)
     cdef int same_size(self, Message *send, Message *receive, str what) except -1
+    cdef int run_reduce(self, str name, object sendbuf, object recvbuf, object op, int place, int root, str what) except -1
     cdef int run_reducing(self, str name, object sendbuf, object recvbuf, object op, tuple sizes, str what) except -1
     cdef int64_t block_of(self, Message *whole, str what) except -1
-    cdef int same_block(self, int64_t block, int64_t nbytes, str what) except -1
+    cdef int run_blocks(self, str name, object part, object whole, int place, int root, bint gathers, bint v, str what) except -1
+    cdef int run_exchange(self, object sendbuf, object recvbuf, bint typed, str what) except -1
 
 cdef class CachedSchedule:
     cdef object words

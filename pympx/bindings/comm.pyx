@@ -8,7 +8,7 @@ from libc.stdlib cimport free, malloc
 from libcpp.memory cimport unique_ptr
 
 from . cimport runtime
-from .buffers cimport IN_PLACE, Message, decode, decode_blocks
+from .buffers cimport IN_PLACE, Message, decode, decode_blocks, decode_whole
 from .datatype cimport Datatype
 from .engine cimport AgreementResult, Binding, Error, Schedule, SendMode, Wait
 from .engine cimport Request as EngineRequest
@@ -31,6 +31,11 @@ cdef enum:
     STATE_NULL = 0
     STATE_VALID = 1
     STATE_FREED = 2
+cdef enum Place:
+    ELSEWHERE = 0  # not the root
+    APART = 1      # the root, or any rank where there is none; its own part is in memory of its own
+    INSIDE = 2     # the same, but the own part is in the memory for all
+cdef int NO_ROOT = -1
 
 cdef object request_class = Request
 cdef object resolve_world = None
@@ -44,6 +49,10 @@ def register(new_request_class, resolver, builder, sum_op, buffered_accounting):
     global request_class, resolve_world, build_schedule, default_op, reserve_buffered
     request_class, resolve_world, build_schedule, default_op, reserve_buffered = (
         new_request_class, resolver, builder, sum_op, buffered_accounting)
+
+
+cdef int place_of(object part) noexcept:
+    return INSIDE if part is None or part is IN_PLACE else APART
 
 
 cdef class CachedSchedule:
@@ -229,14 +238,16 @@ cdef class Comm:
             fail(ERR_TAG, f"tag is {tag}, must be 0..{TAG_UB}")
         return 0
 
-    cdef int check_root(self, int root, bint in_place, str what) except -1:
-        """Return whether this rank is the root, who alone may say IN_PLACE."""
+    cdef int check_root(self, int root, object part, str what) except -1:
+        """Return this rank's Place; the root alone may say IN_PLACE for its part."""
         self.check()
         if root < 0 or root >= self.size_:
             fail(ERR_ROOT, f"root is {root}, must be 0..{self.size_ - 1} in a communicator of {self.size_}")
-        if in_place and self.rank_ != root:
+        if self.rank_ == root:
+            return place_of(part)
+        if part is IN_PLACE:
             fail(ERR_BUFFER, f"{what}: IN_PLACE is for the root")
-        return self.rank_ == root
+        return ELSEWHERE
 
     cdef int rank_of(self, int32_t world) noexcept:
         return self.inverse[world] if world >= 0 and self.inverse != NULL else world
@@ -571,11 +582,7 @@ cdef class Comm:
             with nogil:
                 r = runtime.engine.irecv(self.context, world, tag, NULL, 0, True)
         if not r.done.load() or runtime.pumps is not None:
-            try:
-                runtime.wait_for(r)
-            except BaseException:
-                orphan(r, NULL, NULL, None, False)
-                raise
+            wait_or_orphan(r, NULL, NULL, None)
         result = r.status
         chunk = own(r.buffer, result.bytes)
         runtime.engine.release(r)
@@ -668,35 +675,35 @@ cdef class Comm:
             fail(ERR_COUNT, f"{what}: sendbuf has {send.nbytes} bytes, recvbuf {receive.nbytes}")
         return 0
 
+    cdef int run_reduce(self, str name, object sendbuf, object recvbuf, object op, int place, int root, str what) except -1:
+        cdef Message s, r
+        cdef Reduction reduction
+        cdef tuple key
+        decode(recvbuf if place != ELSEWHERE else None, &r, True)
+        decode(recvbuf if place == INSIDE else sendbuf, &s, False)
+        if place != ELSEWHERE:
+            self.same_size(&s, &r, what)
+        reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
+        if root == NO_ROOT:
+            key = (name, s.nbytes, place == INSIDE, reduction.op.commutative)
+        else:
+            key = (name, s.nbytes, root, place == INSIDE, reduction.op.commutative)
+        self.run(self.schedule(key), &s, &r, reduction, what)
+        return 0
+
     def Reduce(self, sendbuf, recvbuf, op=None, int root=0):
         """Combine the elements of all ranks with `op` (default SUM) into recvbuf of the root."""
-        cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef Reduction reduction
-        cdef bint at_root = self.check_root(root, in_place, "Reduce")
-        decode(recvbuf if in_place else sendbuf, &s, in_place)
-        decode(recvbuf if at_root else None, &r, True)
-        if at_root:
-            self.same_size(&s, &r, "Reduce")
-        reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
-        self.run(self.schedule(("reduce", s.nbytes, root, in_place, reduction.op.commutative)), &s, &r, reduction, "Reduce")
+        self.run_reduce("reduce", sendbuf, recvbuf, op, self.check_root(root, sendbuf, "Reduce"), root, "Reduce")
 
     def Allreduce(self, sendbuf, recvbuf, op=None):
         """Combine the elements of all ranks with `op` (default SUM) into recvbuf of all; the same bits everywhere."""
-        cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef Reduction reduction
         self.check()
-        decode(recvbuf, &r, True)
-        decode(recvbuf if in_place else sendbuf, &s, False)
-        self.same_size(&s, &r, "Allreduce")
-        reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
-        self.run(self.schedule(("allreduce", s.nbytes, in_place, reduction.op.commutative)), &s, &r, reduction, "Allreduce")
+        self.run_reduce("allreduce", sendbuf, recvbuf, op, place_of(sendbuf), NO_ROOT, "Allreduce")
 
     cdef int run_reducing(self, str name, object sendbuf, object recvbuf, object op, tuple sizes, str what) except -1:
         """A reduction whose operand and result have the sizes that the caller checked; in place: the operand is in recvbuf."""
         cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
+        cdef bint in_place = place_of(sendbuf) == INSIDE
         cdef Reduction reduction
         cdef int64_t blocks
         self.check()
@@ -704,12 +711,9 @@ cdef class Comm:
         decode(recvbuf if in_place else sendbuf, &s, False)
         reduction = reduction_of(default_op if op is None else op, <Datatype>s.datatype)
         if sizes is None and name == "reduce_scatter_block":
-            if in_place:
-                sizes = (self.block_of(&r, "Reduce_scatter_block: recvbuf"),)
-            elif s.nbytes != r.nbytes * self.size_:
+            sizes = (self.block_of(&r, "Reduce_scatter_block: recvbuf") if in_place else r.nbytes,)
+            if not in_place and s.nbytes != r.nbytes * self.size_:
                 fail(ERR_COUNT, f"{what}: sendbuf has {s.nbytes} bytes, recvbuf {r.nbytes} for each of {self.size_} ranks")
-            else:
-                sizes = (r.nbytes,)
         elif sizes is None:
             self.same_size(&s, &r, what)
             sizes = (r.nbytes,)
@@ -736,7 +740,7 @@ cdef class Comm:
             decode(recvbuf, &r, True)
             mine = r.count
             r.release()
-            if sendbuf is IN_PLACE:
+            if place_of(sendbuf) == INSIDE:
                 fail(ERR_COUNT, "Reduce_scatter: IN_PLACE needs recvcounts")
             everybody = array("q", bytes(8 * self.Get_size()))
             self.Allgather(array("q", [mine]), everybody)
@@ -757,111 +761,83 @@ cdef class Comm:
             fail(ERR_COUNT, f"{what} of {whole.nbytes} bytes does not divide into {self.size_} equal blocks")
         return whole.nbytes // self.size_
 
-    cdef int same_block(self, int64_t block, int64_t nbytes, str what) except -1:
-        if block != nbytes:
-            fail(ERR_COUNT, f"{what}: a block of {block} bytes per rank for a contribution of {nbytes} bytes")
+    cdef int run_blocks(self, str name, object part, object whole, int place, int root, bint gathers, bint v, str what) except -1:
+        """Between a block of each rank, `part`, and memory for all of them, `whole`: at the root, or with NO_ROOT on every rank."""
+        cdef Message one, all_of_them
+        cdef tuple key, counts = None, displacements = None
+        cdef int64_t block
+        decode(None if place == INSIDE else part, &one, not gathers)
+        block = one.nbytes
+        if place != ELSEWHERE and v:
+            counts, displacements = decode_blocks(whole, &all_of_them, gathers, self.size_, False)
+            block = counts[self.rank_]
+        elif place != ELSEWHERE:
+            decode_whole(whole, &all_of_them, gathers, self.size_)
+            block = self.block_of(&all_of_them, what)
+        if place == APART and block != one.nbytes:
+            fail(ERR_COUNT, f"{what}: rank {self.rank_}'s block has {block} bytes in the buffer for all ranks, its own buffer {one.nbytes}")
+        if root == NO_ROOT:
+            key = (name, counts, displacements, place == INSIDE) if v else (name, block, place == INSIDE)
+        else:
+            key = (name, block, counts, displacements, root, place == INSIDE) if v else (name, block, root, place == INSIDE)
+        self.run(self.schedule(key), &one if gathers else &all_of_them, &all_of_them if gathers else &one, None, what)
         return 0
 
     def Gather(self, sendbuf, recvbuf, int root=0):
         """Collect sendbuf of every rank, by rank, in recvbuf of the root."""
-        cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef int64_t block
-        cdef bint at_root = self.check_root(root, in_place, "Gather")
-        decode(None if in_place else sendbuf, &s, False)
-        decode_whole(recvbuf if at_root else None, &r, True, self.size_)
-        block = self.block_of(&r, "Gather: recvbuf") if at_root else s.nbytes
-        if at_root and not in_place:
-            self.same_block(block, s.nbytes, "Gather")
-        self.run(self.schedule(("gather", block, root, in_place)), &s, &r, None, "Gather")
+        self.run_blocks("gather", sendbuf, recvbuf, self.check_root(root, sendbuf, "Gather"), root, True, False, "Gather")
 
     def Scatter(self, sendbuf, recvbuf, int root=0):
         """Hand out the blocks of sendbuf of the root, by rank, to recvbuf of every rank."""
-        cdef Message s, r
-        cdef bint in_place = recvbuf is IN_PLACE
-        cdef int64_t block
-        cdef bint at_root = self.check_root(root, in_place, "Scatter")
-        decode(None if in_place else recvbuf, &r, True)
-        decode_whole(sendbuf if at_root else None, &s, False, self.size_)
-        block = self.block_of(&s, "Scatter: sendbuf") if at_root else r.nbytes
-        if at_root and not in_place:
-            self.same_block(block, r.nbytes, "Scatter")
-        self.run(self.schedule(("scatter", block, root, in_place)), &s, &r, None, "Scatter")
+        self.run_blocks("scatter", recvbuf, sendbuf, self.check_root(root, recvbuf, "Scatter"), root, False, False, "Scatter")
 
     def Allgather(self, sendbuf, recvbuf):
         """Collect sendbuf of every rank, by rank, in recvbuf of all."""
-        cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef int64_t block
         self.check()
-        decode_whole(recvbuf, &r, True, self.size_)
-        decode(None if in_place else sendbuf, &s, False)
-        block = self.block_of(&r, "Allgather: recvbuf")
-        if not in_place:
-            self.same_block(block, s.nbytes, "Allgather")
-        self.run(self.schedule(("allgather", block, in_place)), &s, &r, None, "Allgather")
+        self.run_blocks("allgather", sendbuf, recvbuf, place_of(sendbuf), NO_ROOT, True, False, "Allgather")
+
+    def Gatherv(self, sendbuf, recvbuf, int root=0):
+        """Gather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
+        self.run_blocks("gatherv", sendbuf, recvbuf, self.check_root(root, sendbuf, "Gatherv"), root, True, True, "Gatherv")
+
+    def Scatterv(self, sendbuf, recvbuf, int root=0):
+        """Scatter with a count and a displacement for every rank: sendbuf is [buffer, counts, displacements, datatype]."""
+        self.run_blocks("scatterv", recvbuf, sendbuf, self.check_root(root, recvbuf, "Scatterv"), root, False, True, "Scatterv")
+
+    def Allgatherv(self, sendbuf, recvbuf):
+        """Allgather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
+        self.check()
+        self.run_blocks("allgatherv", sendbuf, recvbuf, place_of(sendbuf), NO_ROOT, True, True, "Allgatherv")
 
     def Alltoall(self, sendbuf, recvbuf):
         """Send block i of sendbuf to rank i; block j of recvbuf comes from rank j."""
         cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef int64_t block
+        cdef bint in_place = place_of(sendbuf) == INSIDE
         self.check()
         decode_whole(recvbuf, &r, True, self.size_)
         decode_whole(None if in_place else sendbuf, &s, False, self.size_)
-        block = self.block_of(&r, "Alltoall: recvbuf")
         if not in_place:
             self.same_size(&s, &r, "Alltoall")
-        self.run(self.schedule(("alltoall", block, in_place)), &s, &r, None, "Alltoall")
+        self.run(self.schedule(("alltoall", self.block_of(&r, "Alltoall: recvbuf"), in_place)), &s, &r, None, "Alltoall")
 
-    def Gatherv(self, sendbuf, recvbuf, int root=0):
-        """Gather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
+    cdef int run_exchange(self, object sendbuf, object recvbuf, bint typed, str what) except -1:
         cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef tuple counts = None, displacements = None
-        cdef bint at_root = self.check_root(root, in_place, "Gatherv")
-        decode(None if in_place else sendbuf, &s, False)
-        if at_root:
-            counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-        if at_root and not in_place and counts[root] != s.nbytes:
-            fail(ERR_COUNT, f"Gatherv: sendbuf has {s.nbytes} bytes, the root's own block {counts[root]}")
-        self.run(self.schedule(("gatherv", s.nbytes, counts, displacements, root, in_place)), &s, &r, None, "Gatherv")
-
-    def Scatterv(self, sendbuf, recvbuf, int root=0):
-        """Scatter with a count and a displacement for every rank: sendbuf is [buffer, counts, displacements, datatype]."""
-        cdef Message s, r
-        cdef bint in_place = recvbuf is IN_PLACE
-        cdef tuple counts = None, displacements = None
-        cdef bint at_root = self.check_root(root, in_place, "Scatterv")
-        decode(None if in_place else recvbuf, &r, True)
-        if at_root:
-            counts, displacements = decode_blocks(sendbuf, &s, False, self.size_)
-        if at_root and not in_place and counts[root] > r.nbytes:
-            fail(ERR_COUNT, f"Scatterv: recvbuf has {r.nbytes} bytes, the root's own block {counts[root]}")
-        self.run(self.schedule(("scatterv", r.nbytes, counts, displacements, root, in_place)), &s, &r, None, "Scatterv")
-
-    def Allgatherv(self, sendbuf, recvbuf):
-        """Allgather with a count and a displacement for every rank: recvbuf is [buffer, counts, displacements, datatype]."""
-        cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef tuple counts, displacements
+        cdef bint in_place = place_of(sendbuf) == INSIDE
+        cdef tuple sent = (None, None), received
         self.check()
-        counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-        decode(None if in_place else sendbuf, &s, False)
-        if not in_place and counts[self.rank_] != s.nbytes:
-            fail(ERR_COUNT, f"Allgatherv: sendbuf has {s.nbytes} bytes, rank {self.rank_}'s block {counts[self.rank_]}")
-        self.run(self.schedule(("allgatherv", counts, displacements, in_place)), &s, &r, None, "Allgatherv")
+        received = decode_blocks(recvbuf, &r, True, self.size_, typed)
+        if not in_place:
+            sent = decode_blocks(sendbuf, &s, False, self.size_, typed)
+        self.run(self.schedule(("alltoallv", *sent, *received, in_place)), &s, &r, None, what)
+        return 0
 
     def Alltoallv(self, sendbuf, recvbuf):
         """Alltoall with counts and displacements for every rank on both sides."""
-        cdef Message s, r
-        cdef bint in_place = sendbuf is IN_PLACE
-        cdef tuple counts, displacements, send_counts = None, send_displacements = None
-        self.check()
-        counts, displacements = decode_blocks(recvbuf, &r, True, self.size_)
-        if not in_place:
-            send_counts, send_displacements = decode_blocks(sendbuf, &s, False, self.size_)
-        self.run(self.schedule(("alltoallv", send_counts, send_displacements, counts, displacements, in_place)), &s, &r, None, "Alltoallv")
+        self.run_exchange(sendbuf, recvbuf, False, "Alltoallv")
+
+    def Alltoallw(self, sendbuf, recvbuf):
+        """Alltoallv with a datatype for every rank too, and displacements in bytes: [buffer, counts, displacements, datatypes]."""
+        self.run_exchange(sendbuf, recvbuf, True, "Alltoallw")
 
 
 cdef int wait_or_orphan(EngineRequest *r, Message *a, Message *b, object keep) except -1:
@@ -872,17 +848,3 @@ cdef int wait_or_orphan(EngineRequest *r, Message *a, Message *b, object keep) e
         orphan(r, a, b, keep, False)
         raise
     return 0
-
-
-cdef int decode_whole(object buf, Message *m, bint writable, int ranks) except -1:
-    """A buffer with a block for every rank: in [buffer, count, datatype] the count is that of one block."""
-    decode_blocks_of = buf
-    if (type(buf) is list or type(buf) is tuple) and len(buf) >= 2:
-        parts = list(buf)
-        count = parts[1]
-        if isinstance(count, int) and not isinstance(count, bool):
-            parts[1] = count * ranks
-        elif isinstance(count, tuple) and len(count) == 2 and isinstance(count[0], int):
-            parts[1] = (count[0] * ranks, count[1])
-        decode_blocks_of = parts
-    return decode(decode_blocks_of, m, writable)

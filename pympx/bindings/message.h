@@ -24,7 +24,11 @@ struct Message {
 
     void release() noexcept {
         if (std::exchange(has_view, false)) PyBuffer_Release(&view);
+        if (!owner) return;
+        PyObject *type, *value, *traceback;  // the owner's end may run Python code, which must not meet an exception
+        PyErr_Fetch(&type, &value, &traceback);
         Py_CLEAR(owner);
+        PyErr_Restore(type, value, traceback);
     }
     // Move the other's hold here; it keeps the numbers.
     void take(Message &other) noexcept {

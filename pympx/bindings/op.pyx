@@ -1,4 +1,6 @@
 """Reduction operations: predefined ones run in the engine, users' ones with the GIL by whoever waits."""
+from . cimport runtime
+from .buffers cimport Message, decode
 from .datatype cimport Datatype
 from .engine cimport ReduceOp, reduce_function
 from .errors cimport ERR_OP, fail
@@ -53,6 +55,21 @@ cdef class Op:
         if self.handle == 0:
             fail(ERR_OP, "the operation is OP_NULL")
         return self.function(x, y)
+
+    def Reduce_local(self, inbuf, inoutbuf):
+        """Write inbuf op inoutbuf to inoutbuf, item by item, without communication."""
+        cdef Message x, y
+        cdef Reduction r
+        decode(inbuf, &x, False)
+        decode(inoutbuf, &y, True)
+        if x.count != y.count or x.datatype != y.datatype:
+            raise ValueError(f"Reduce_local: inbuf has {x.count} {(<Datatype>x.datatype).name}, "
+                             f"inoutbuf {y.count} {(<Datatype>y.datatype).name}")
+        r = reduction_of(self, <Datatype>x.datatype)
+        if r.native != NULL:
+            r.native(x.address, y.address, x.count)
+        else:
+            runtime.reducer(r, <size_t>x.address, <size_t>y.address, x.nbytes)
 
 
 cdef class Reduction:

@@ -149,6 +149,86 @@ def test_v_collectives(comm: Any, rng: Any) -> None:
         assert np.array_equal(got, expected), ("Alltoallv", table.tolist())
 
 
+@pytest.mark.ranks([1, 2, 3])
+def test_none_is_in_place(comm: Any) -> None:
+    """As in mpi4py, for a rank whose own part is in the memory for all; elsewhere it is nothing."""
+    rank, size = comm.rank, comm.size
+    everybody, total = np.arange(size) * 10, sum(range(size)) * 10
+    own = np.where(everybody == rank * 10, everybody, -1)
+    for root in range(size):
+        at_root = rank == root
+        got = own.copy()
+        comm.Gather(None if at_root else everybody[rank : rank + 1], got if at_root else None, root)
+        assert not at_root or np.array_equal(got, everybody)
+        got = own.copy()
+        comm.Gatherv(None if at_root else everybody[rank : rank + 1], [got, 1] if at_root else None, root)
+        assert not at_root or np.array_equal(got, everybody)
+        for scatter in (comm.Scatter, comm.Scatterv):
+            part = np.zeros(1, int)
+            scatter(everybody.copy() if at_root else None, None if at_root else part, root)
+            assert at_root or part[0] == rank * 10
+        number = np.array([rank * 10])
+        comm.Reduce(None if at_root else number, number if at_root else None, MPI.SUM, root)
+        assert not at_root or number[0] == total
+    for gather in (comm.Allgather, comm.Allgatherv):
+        got = own.copy()
+        gather(None, got)
+        assert np.array_equal(got, everybody)
+    for reduce, expected in ((comm.Allreduce, total), (comm.Scan, sum(range(rank + 1)) * 10)):
+        number = np.array([rank * 10])
+        reduce(None, number)
+        assert number[0] == expected
+    for exchange in (comm.Alltoall, comm.Alltoallv):
+        got = np.full(size, rank)
+        exchange(None, got)
+        assert np.array_equal(got, range(size))
+    got = np.full(size, rank)
+    comm.Reduce_scatter_block(None, got)
+    assert got[0] == sum(range(size))
+    got = np.full(size, rank)
+    comm.Reduce_scatter(None, got, [1] * size)
+    assert got[0] == sum(range(size))
+
+
+@pytest.mark.ranks([1, 2, 3])
+def test_counts_of_numpy(comm: Any) -> None:
+    got = np.zeros(comm.size)
+    comm.Allgather([np.array([comm.rank + 0.5]), np.int64(1), MPI.DOUBLE], [got, np.int64(1), MPI.DOUBLE])
+    assert np.array_equal(got, np.arange(comm.size) + 0.5)
+
+
+@pytest.mark.ranks([1, 2, 3, 4])
+def test_alltoallw(comm: Any, rng: Any) -> None:
+    """Each pair of ranks has a datatype and a count of its own, blocks lie anywhere."""
+    rank, size = comm.rank, comm.size
+    for _ in range(TURNS):
+        kinds = rng.choice(DTYPES, (size, size))  # [from][to]
+        table = rng.integers(0, 2 ** int(rng.integers(1, 13)), (size, size))
+        matrix = [[contributions(rng, 1, int(table[i, j]), str(kinds[i, j]))[0] for j in range(size)] for i in range(size)]
+
+        def message(blocks: list[Any], gap: int, filled: bool) -> tuple[Any, list[int], Any]:
+            displacements = [sum(b.nbytes for b in blocks[:j]) + gap * j for j in range(size)]
+            memory = bytearray(sum(b.nbytes for b in blocks) + gap * size)
+            for block, at in zip(blocks, displacements, strict=True):
+                memory[at : at + block.nbytes] = block.tobytes() if filled else bytes(block.nbytes)
+            counts = [len(b) for b in blocks]
+            datatypes = [MPI.Datatype.fromcode(b.dtype.char) for b in blocks]
+            return memory, displacements, [memory, (counts, displacements), datatypes]
+
+        _, _, send = message(matrix[rank], int(rng.integers(0, 9)), True)
+        into, displacements, receive = message([matrix[i][rank] for i in range(size)], int(rng.integers(0, 9)), False)
+        comm.Alltoallw(send, receive)
+        for i, at in enumerate(displacements):
+            block = matrix[i][rank]
+            assert into[at : at + block.nbytes] == block.tobytes(), (i, kinds.tolist(), table.tolist())
+    one = bytearray(1)
+    MPI.COMM_SELF.Alltoallw([b"x", [MPI.BYTE]], [one, [MPI.BYTE]])
+    assert one == b"x"
+    got = np.full(size, rank)
+    comm.Alltoallw(MPI.IN_PLACE, [got, [1] * size, [8 * i for i in range(size)], [MPI.INT64_T] * size])
+    assert np.array_equal(got, range(size))
+
+
 @pytest.mark.ranks([2, 3, 4])
 def test_collectives_and_messages_do_not_meet(comm: Any, rng: Any) -> None:
     """Receives with wildcards are open while collectives run."""

@@ -67,6 +67,13 @@ LOCAL: dict[str, tuple[Callable[[Any], Any], type, int | None, list[str]]] = {
     "block beyond the buffer": (
         lambda c: c.Allgatherv(b"", [bytearray(9), [10] * c.size, [0] * c.size, "B"]), ValueError, None, ["10 bytes", "9"],
     ),
+    "no datatype per rank": (lambda c: c.Alltoallw([b"", [0], [0], "B"], [bytearray(9), [0], [0], "B"]), TypeError, None, ["datatypes"]),
+    "wrong number of datatypes": (
+        lambda c: c.Alltoallw(None, [bytearray(9), [0] * c.size, [0] * c.size, [MPI.BYTE] * (c.size + 1)]), ValueError, None, ["{size}"],
+    ),
+    "typed block beyond the buffer": (
+        lambda c: c.Alltoallw(None, [bytearray(9), [1] * c.size, [2] * c.size, [MPI.DOUBLE] * c.size]), ValueError, None, ["10 bytes", "9"],
+    ),
     "scatter of too few objects": (lambda c: c.alltoall([1] * (c.size + 2)), ValueError, None, ["{size}"]),
     "freed communicator: Send": (lambda c: freed_one.Send(b"x", 0), E, MPI.ERR_COMM, ["freed"]),
     "freed communicator: Recv": (lambda c: freed_one.Recv(bytearray(1)), E, MPI.ERR_COMM, ["freed"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import mmap
 import weakref
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from pympx import MPI
+from pympx.api import exotic
 
 ME = MPI.COMM_SELF
 KINDS = [
@@ -112,6 +114,44 @@ def test_dlpack_items_have_their_datatype() -> None:
     into = np.zeros(3)
     ME.Allreduce(Tensor(np.array([1.5, 2, 3])), Tensor(into))
     assert into.tolist() == [1.5, 2, 3]
+
+
+def test_dlpack_complex_of_256_bits() -> None:
+    """Its items are two lanes of 128 bits: more do not fit DLPack's field."""
+
+    class Wide(OldTensor):
+        def __dlpack__(self, stream: None = None) -> Any:  # type: ignore[override]
+            capsule = self.content.view("f8").__dlpack__()
+            tensor = exotic._Tensor.from_address(exotic._pointer_of(capsule, b"dltensor"))
+            tensor.items.bits, tensor.items.lanes, tensor.shape[0] = 128, 2, len(self.content)
+            return capsule
+
+    content = np.array([1 + 2j, 3 - 1j], "G")
+    into = np.zeros(2, "G")
+    ME.Allreduce(Wide(content), Wide(into))
+    assert into.tolist() == content.tolist()
+    into[:] = 0
+    ME.Allgatherv([Wide(content), 2], [Wide(into), 2])
+    assert into.tolist() == content.tolist()
+
+
+def test_dlpack_that_python_gives_back() -> None:
+    """Python code that runs when a failing call lets go of a buffer leaves the error as it is."""
+    given_back: list[int] = []
+
+    class Attended(OldTensor):
+        def __dlpack__(self, stream: None = None) -> Any:  # type: ignore[override]
+            capsule = self.content.__dlpack__()
+            set_destructor(capsule, note)
+            return capsule
+
+    note = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(given_back.append)
+    set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+    set_destructor.argtypes = [ctypes.py_object, type(note)]
+    with pytest.raises(MPI.Exception) as caught:
+        ME.Gatherv(Attended(np.zeros(3)), Attended(np.zeros(2)))
+    assert caught.value.Get_error_class() == MPI.ERR_COUNT
+    assert len(given_back) == 2
 
 
 def test_dlpack_lives_as_long_as_the_operation() -> None:

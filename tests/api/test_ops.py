@@ -53,3 +53,22 @@ def test_commutative(comm: Any) -> None:
         result = np.zeros(n)
         comm.Allreduce(np.full(n, float(comm.rank)), result, op)
         assert (result == comm.size - 1).all()
+
+
+def test_local() -> None:
+    left, right = np.array([1.0, 5, 3]), np.array([4.0, 2, 9])
+    for op, expected in ((MPI.SUM, [5, 7, 12]), (MPI.MAX, [4, 5, 9]), (MPI.PROD, [4, 10, 27])):
+        result = right.copy()
+        op.Reduce_local(left, result)
+        assert result.tolist() == expected
+    pair = np.array([[3, 2]])
+    MPI.Op.Create(affine).Reduce_local(np.array([[5, 1]]), pair)
+    assert pair.tolist() == [[15, 11]]
+    with pytest.raises(ValueError, match="inbuf has 3 MPI_DOUBLE, inoutbuf 2 MPI_DOUBLE"):
+        MPI.SUM.Reduce_local(left, right[:2])
+    with pytest.raises(ValueError, match="inbuf has 1 MPI_INT, inoutbuf 1 MPI_SHORT"):
+        MPI.SUM.Reduce_local([left, 1, MPI.INT], [right, 1, MPI.SHORT])
+    with pytest.raises(MPI.Exception, match="MPI_BAND is not defined for MPI_DOUBLE"):
+        MPI.BAND.Reduce_local(left, right)
+    with pytest.raises(MPI.Exception, match="OP_NULL"):
+        MPI.OP_NULL.Reduce_local(left, right)

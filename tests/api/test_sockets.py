@@ -110,7 +110,7 @@ def test_a_transport_that_cannot_serve_ends_the_run(tmp_path: Path, launcher: st
 HOT = [
     "Send", "Recv", "Isend", "Irecv", "Ssend", "Issend", "Rsend", "Irsend", "Bsend", "Sendrecv", "Sendrecv_replace", "Probe",
     "Iprobe", "send", "recv", "isend", "irecv", "sendrecv", "Barrier", "Bcast", "Reduce", "Allreduce", "Gather", "Gatherv",
-    "Scatter", "Scatterv", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Get_rank", "Get_size",
+    "Scatter", "Scatterv", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Alltoallw", "Get_rank", "Get_size",
 ]  # fmt: skip
 HOT_REQUEST = ["Wait", "Test", "wait", "test", "Cancel"]
 

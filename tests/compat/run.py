@@ -31,7 +31,10 @@ import numpy
 from pympx.testing.hang import format_stacks, run_ranks
 
 MPI4PY, MPICH = "4.1.2", "5.0.2"
-MODULES = ("test_p2p_buf", "test_p2p_obj", "test_request", "test_status", "test_msgzero", "test_environ", "test_ulfm", "test_buffer")
+MODULES = (
+    *("test_p2p_buf", "test_p2p_obj", "test_request", "test_status", "test_msgzero", "test_environ", "test_ulfm", "test_buffer"),
+    *("test_cco_buf", "test_cco_vec", "test_cco_obj"),
+)
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "build" / "compat"
 LIMIT_S = {"peer": 240.0, "pympx": 90.0}

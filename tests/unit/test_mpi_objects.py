@@ -140,7 +140,7 @@ def test_statuses() -> None:
 def test_operations_on_objects() -> None:
     for op, expected in {
         MPI.SUM: 8, MPI.PROD: 12, MPI.MIN: 2, MPI.MAX: 6, MPI.LAND: True, MPI.LOR: True, MPI.LXOR: False, MPI.BAND: 2, MPI.BOR: 6,
-        MPI.BXOR: 4, MPI.REPLACE: 6, MPI.NO_OP: 2,
+        MPI.BXOR: 4, MPI.REPLACE: 2, MPI.NO_OP: 6,
     }.items():  # fmt: skip
         assert op(6, 2) == expected, op
         assert op.is_predefined
