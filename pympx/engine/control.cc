@@ -121,6 +121,7 @@ void Engine::set_peer(int32_t rank, int transport, const std::string &address) {
     Locked locked(*this);
     Peer &p = peers_.at(rank);
     p.transport = transports_.at(transport).get();
+    p.transport->carries = true;
     p.address = address;
     p.state = Peer::State::kIdle;
 }

@@ -291,6 +291,7 @@ private:
     bool woken_ = false;     // and was told to look again
     int waiting_ = 0;        // threads on the condition variable
     bool closed_ = false;
+    unsigned passes_ = 0;          // of progress
     bool control_needed_ = false;  // by a transport
     bool needs_python_ = false;    // a transport has no native progress: whoever waits must return to move its messages
     std::condition_variable completed_;

@@ -36,6 +36,8 @@ struct Transport {
     ProtocolTable protocols;
     std::string name;
     bool needs_control = false;  // its control path is to be asked
+    bool carries = false;        // some peer's messages; one that is only a control lane is looked at now and then
+    int attention = 0;           // passes for which such a one is looked at all the same, because something has come
     Counters counters;
 };
 

@@ -13,8 +13,10 @@ namespace mpx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kPollsPerTurn = 16;       // between two looks at the clock
-constexpr int kSliceWithoutEvents = 1;  // milliseconds, over a transport that cannot wake us
+constexpr int kPollsPerTurn = 16;          // between two looks at the clock
+constexpr int kPassesWithoutLanes = 1024;  // a look at a control lane is a system call, which costs as much as a message over a card
+constexpr int kAttention = 256;            // passes
+constexpr int kSliceWithoutEvents = 1;     // milliseconds, over a transport that cannot wake us
 
 void relax() {
 #if defined(__x86_64__)
@@ -29,8 +31,12 @@ void relax() {
 unsigned Engine::progress_locked() {
     if (closed_) return 0;
     unsigned events = 0;
+    ++passes_;
     for (const auto &t : transports_) {
-        events += t->ops->progress(t->iface);
+        if (!t->carries && --t->attention < 0 && passes_ % kPassesWithoutLanes) continue;
+        const unsigned here = t->ops->progress(t->iface);
+        if (here) t->attention = kAttention;
+        events += here;
         t->registrations->reap();
     }
     if (!failures_.empty()) handle_failures();  // first: what is queued for a failed peer ends with the reason
@@ -146,6 +152,7 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
             if (!ready()) result = Wait::kInterrupted;
             break;
         }
+        for (const auto &t : transports_) t->attention = kPollsPerTurn;  // one of them has rung
         spin_end = Clock::now() + spin;
     }
     if (waiting_) completed_.notify_all();  // somebody else must drive now
