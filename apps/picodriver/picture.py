@@ -15,15 +15,15 @@ from apps.picodriver.experiment import NATIVE, PERFTEST, PYTHON, QUANTITIES  # n
 _COLOURS = {PERFTEST: "0.6", NATIVE: "tab:blue", PYTHON: "tab:orange"}
 
 
-def draw(path: Path, medians: dict[str, dict[str, float]], device: str) -> None:
+def draw(path: Path, best: dict[str, dict[str, float]], device: str) -> None:
     """Write a PNG: for each quantity the time that each side takes, relative to verbs (of a bandwidth, the time of a byte)."""
     figure, axes = plt.subplots(figsize=(8.0, 4.2), layout="constrained")
     height = 0.26
     for number, side in enumerate(_COLOURS):
         places, ratios = [], []
         for row, (key, (_, _, more)) in enumerate(QUANTITIES.items()):
-            if key in medians[side]:
-                ratio = medians[side][key] / medians[NATIVE][key]
+            if key in best[side]:
+                ratio = best[side][key] / best[NATIVE][key]
                 places.append(row + (number - 1) * height)
                 ratios.append(1 / ratio if more else ratio)
         bars = axes.barh(places, ratios, height, color=_COLOURS[side], label=side)

@@ -48,6 +48,8 @@ class TransportPlugin(abc.ABC):
     summary: str
     #: its eps are connected pairwise (MPX_CAP_CONNECT_EP): the runtime opens tcp as well, for the control lane
     pairwise: bool = False
+    #: what people should know before they rely on it, for ``python -m pympx info``
+    advice: str = ""
 
     @abc.abstractmethod
     def probe(self) -> str | None:

@@ -79,11 +79,11 @@ def transport_facts() -> list[dict[str, Any]]:
     opened: list[TransportPlugin] = []
     for name, origin in manager.names().items():
         fact: dict[str, Any] = {"name": name, "origin": origin, "summary": None, "reason": problem, "settings": None, "attributes": None}
-        fact["protocols"] = None
+        fact |= {"protocols": None, "advice": ""}
         facts.append(fact)
         try:
             plugin = manager.load(name)
-            fact["summary"] = plugin.summary
+            fact["summary"], fact["advice"] = plugin.summary, plugin.advice
             if problem is None:
                 _open(engine, plugin, fact, opened)
         except Exception as error:  # a stranger's plugin may raise anything; the others go on
@@ -183,6 +183,8 @@ def _transport_lines(fact: dict[str, Any]) -> list[str]:
     lines = [f"  {fact['name']:<6}{'usable' if fact['usable'] else 'NOT usable'}{origin}: {fact['summary'] or fact['name']}"]
     if fact["reason"]:
         lines.append(_paragraph("why not", fact["reason"]))
+    if fact["advice"]:
+        lines.append(_paragraph("know that", fact["advice"]))
     a = fact["attributes"]
     if a is None:
         return lines

@@ -82,7 +82,7 @@ def prepare() -> tuple[Path, Path, Path]:
     return sources / "test", python, path
 
 
-def run(side: str, module: str, n: int, tests: Path, python: Path, path: Path) -> Run:
+def run(side: str, module: str, n: int, tests: Path, python: Path, path: Path, patience: float) -> Run:
     """Run one module on n ranks of one side under a time limit, with the stacks of all ranks if it hangs."""
     out = CACHE / "results" / f"{side}-{module}-{n}"
     out.mkdir(parents=True, exist_ok=True)
@@ -96,11 +96,11 @@ def run(side: str, module: str, n: int, tests: Path, python: Path, path: Path) -
         argv = [sys.executable, "-P", "-m", "pympx.as_mpi4py", *words]
         environment["PYTHONPATH"] = str(path)
     started = time.monotonic()
-    result = run_ranks(argv, n, env=environment, timeout=LIMIT_S[side], cwd=out)
+    result = run_ranks(argv, n, env=environment, timeout=LIMIT_S[side] * patience, cwd=out)
     found = _read(out, n)
     found.seconds = time.monotonic() - started
     if result.timed_out:
-        found.broken = f"not over after {LIMIT_S[side]:.0f} s\n{format_stacks(result.stacks)}"
+        found.broken = f"not over after {LIMIT_S[side] * patience:.0f} s\n{format_stacks(result.stacks)}"
     elif result.returncode and not found.broken:
         found.broken = f"exit code {result.returncode}"
     if side == "pympx" and result.stderr and not found.broken:
@@ -174,10 +174,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--modules", default=",".join(MODULES), help="only these, separated by commas")
     parser.add_argument("--ranks", default="1,2,3", help="only these numbers of ranks")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies the time limits (in the virtual machine)")
+    parser.add_argument("--fetch", action="store_true", help="fetch and make what is needed, and end")
     options = parser.parse_args()
     modules, numbers = options.modules.split(","), [int(n) for n in options.ranks.split(",")]
     expected: dict[str, str] = tomllib.loads((HERE / "expected.toml").read_text())
     tests, python, path = prepare()
+    if options.fetch:
+        return 0
     good: list[str] = []
     bad: dict[str, str] = {}
     failed_ids: set[str] = set()
@@ -186,8 +190,8 @@ def main() -> int:
     print(f"names: {agreeing} of mpi4py.MPI's exist here, of the same kind; {len(problems)} do not", flush=True)
     for module in modules:
         for n in numbers:
-            peer = run("peer", module, n, tests, python, path)
-            ours = run("pympx", module, n, tests, python, path)
+            peer = run("peer", module, n, tests, python, path, options.patience)
+            ours = run("pympx", module, n, tests, python, path, options.patience)
             if peer.broken:
                 print(f"{module} n={n}: mpi4py on MPICH: {peer.broken}", flush=True)
             if ours.broken:
@@ -217,8 +221,8 @@ def main() -> int:
     if set(modules) == set(MODULES) and set(numbers) == {1, 2, 3}:
         problems += [f"expected.toml: {name} does not exist" for name in expected if name not in ids]
         problems += [f"expected.toml: {name} passes now: remove it" for name in expected if name in ids and name not in failed_ids]
-    if len(expected) > SHARE * len(ids):
-        problems.append(f"expected.toml: {len(expected)} of {len(ids)} ids, more than {SHARE:.0%}")
+        if len(expected) > SHARE * len(ids):
+            problems.append(f"expected.toml: {len(expected)} of {len(ids)} ids, more than {SHARE:.0%}")
     for problem in problems:
         print(f"FAILED {problem}")
     print(f"{len(ids)} ids, {len(expected)} of them expected to fail; {len(numbers) * len(modules)} runs on each side")

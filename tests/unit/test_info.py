@@ -61,6 +61,7 @@ def test_text_names_what_json_has(tmp_path: Path) -> None:
     for fact in facts["transports"]:
         assert f"{fact['name']:<6}{'usable' if fact['usable'] else 'NOT usable'}" in text
         assert all(protocol in text for protocol in fact["protocols"] or [])
+        assert ("know that" in text) or not fact["advice"]
     assert f"Python {facts['platform']['python']}" in text
     assert "started by: single" in text
 

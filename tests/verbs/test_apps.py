@@ -48,8 +48,8 @@ def test_verifies(program: str, ranks: int, devices: int, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("words", [[HEAT, "--size", "257", "--iterations", "400"], PROGRAMS["cg"]], ids=["heat", "cg"])
 def test_registrations_are_kept(words: list[str], tmp_path: Path, record: Any) -> None:
-    """Where everything of 1 KiB and more goes by RDMA READ, 95 % of what is needed is registered already."""
-    run = start(tmp_path, 2, 2, words, PYMPX_VERBS_RENDEZVOUS="1K", PYMPX_REPORT="1")
+    """Where everything of more than 1 KiB goes by RDMA READ, 95 % of what is needed is registered already."""
+    run = start(tmp_path, 2, 2, words, PYMPX_VERBS_SLOT="1K", PYMPX_VERBS_RENDEZVOUS="1K", PYMPX_REPORT="1")
     check_verified(run, 2)
     line = re.search(r"verbs +(\d+) hits, (\d+) misses, (\d+) for one use", run.out)
     assert line, run.out

@@ -42,6 +42,12 @@ class VerbsTransport(NativeTransport):
     """RDMA verbs: reliable connections, messages through registered memory, large ones by RDMA READ between users' buffers."""
 
     pairwise = True
+    advice = (
+        "run on soft-RoCE only so far. On a site with cards first look at ibv_devinfo (is the port ACTIVE?) and ulimit -l (unlimited?), "
+        "let ib_send_lat and ib_read_bw run between two hosts on the device, GID and MTU that pympx takes (settings), and compare with "
+        "apps/picodriver; then run a program whose result you know with PYMPX_TRANSPORT=verbs PYMPX_REPORT=1, which shows who talked over "
+        "what and how many registrations were kept"
+    )
 
     def __init__(self) -> None:
         super().__init__("verbs", "RDMA verbs (InfiniBand, RoCE), between hosts or on one", _LIBRARY)

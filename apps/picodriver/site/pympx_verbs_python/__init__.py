@@ -31,6 +31,7 @@ _ADDRESS = struct.Struct("!4sH16s")  # IPv4 address, port, GID
 _CARD = struct.Struct("!II32s22s")  # number and first packet of a queue pair, proof, address of who speaks
 _RECEIVED = 1 << 32
 _NAP_S = 0.5e-3
+_POLLS_PER_CALL = 32  # polls between two looks at who calls
 
 
 def _module(name: str) -> Any:
@@ -139,6 +140,7 @@ class VerbsPythonTransport(PythonTransport):
         self._into: dict[bytes, _Link] = {}
         self._dialling: dict[bytes, socket.socket] = {}
         self._callers: list[socket.socket] = []
+        self._polls = 0
         self._address = _ADDRESS.pack(raw[12:], self._listener.getsockname()[1], raw)
         return self._address
 
@@ -189,7 +191,9 @@ class VerbsPythonTransport(PythonTransport):
             link.free.append(done.wr_id)
 
     def poll(self) -> Iterator[tuple[bytes, bytes]]:
-        self._wire_up()
+        self._polls += 1
+        if self._dialling or self._callers or self._polls % _POLLS_PER_CALL == 0:
+            self._wire_up()
         for peer, link in self._into.items():
             for done in link.completions(peer):
                 slot = done.wr_id & ~_RECEIVED
