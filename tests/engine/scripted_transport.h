@@ -124,7 +124,7 @@ public:
     // The ep of `rank` to `peer` fails at the next progress: outstanding completions end with `st`, then on_error.
     void fail(int rank, int peer, mpx_status st = MPX_ERR_PEER_FAILED) {
         Node *n = nodes[rank];
-        Ep *ep = n->ep_to(peer);
+        Ep *ep = n ? n->ep_to(peer) : nullptr;
         if (!ep || ep->broken != MPX_OK) return;
         ep->broken = st;
         n->to_fail.push_back(ep);

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "fuzz"
 LONG = os.environ.get("PYMPX_TEST_LONG") == "1"
 SECONDS = 600 if LONG else 5
-NATIVE = ("engine_messages", "shm_address", "tcp_acceptor", "tcp_address", "tcp_connector", "tcp_frames")
+NATIVE = ("engine_messages", "engine_wireup", "shm_address", "tcp_acceptor", "tcp_address", "tcp_connector", "tcp_frames")
 PYTHON = ("launcher_frames", "pickles", "pmi1_client", "pmi1_server", "settings", "star_rank", "star_root")
 #: seconds for one input, MiB of all memory and of one allocation, longest input
 LIMITS = ["-timeout=10", "-rss_limit_mb=800", "-malloc_limit_mb=64", "-max_len=1200"]

@@ -19,7 +19,11 @@ struct Done : mpx_completion {
 
 class VerbsCard : public Card {
 public:
-    explicit VerbsCard(size_t longest) : longest_(longest), table_(load_table(std::getenv("VERBS_OBJECTS"))), here_(table_), there_(table_) {
+    explicit VerbsCard(size_t longest)
+        : longest_(longest),
+          table_(load_table(std::getenv("VERBS_OBJECTS"))),
+          here_(table_),
+          there_(table_) {
         const std::string here = here_.link_to(there_.address()), there = there_.link_to(here_.address());
         here_.connect(there);
         there_.connect(here);

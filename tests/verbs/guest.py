@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pympx.testing.hang import Result, format_stacks, run_ranks
@@ -18,14 +19,16 @@ DEVICES = ("rxe1", "rxe2")
 _COUNTER = Path("/sys/class/net/v0/statistics")
 
 
-def run(n: int, *words: str, devices: int = 2, timeout: float = 150.0, cwd: Path | None = None, **settings: str) -> Result:
+def run(
+    n: int, *words: str, devices: int = 2, timeout: float = 150.0, cwd: Path | None = None, settings: Mapping[str, str] | None = None
+) -> Result:
     """Run a Python program on `n` ranks, the first half on one device and the rest on the other, or all on the first; it must end well.
 
     It must end with 0, and be silent on stderr. Fails with the output, after `timeout` s with all stacks.
     """
     choose = f'export PYMPX_VERBS_DEVICE=rxe$((1 + PMI_RANK * {devices} / {n})); exec "$0" "$@"'
     environment = {**os.environ, "PYMPX_TRANSPORT": "verbs", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": str(ROOT / "tests" / "faults"), **settings}
+    environment |= {"PYTHONPATH": str(ROOT / "tests" / "faults"), **(settings or {})}
     result = run_ranks(["sh", "-c", choose, sys.executable, "-P", *words], n, env=environment, timeout=timeout, cwd=cwd)
     what = f"{n} ranks on {devices} devices: {' '.join(words)[:100]}"
     assert not result.timed_out, f"{what}: not over after {timeout} s\n{result.stdout}\n{result.stderr}\n{format_stacks(result.stacks)}"

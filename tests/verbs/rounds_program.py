@@ -56,7 +56,7 @@ def main() -> None:
     assert not comm.Iprobe()
     total = counters(comm)
     if comm.rank == 0:
-        counts = {"seed": seed, "cuts_made": made if cutting else 0, "messages": (turn + 2) * MESSAGES}
+        counts: dict[str, float] = {"seed": seed, "cuts_made": made if cutting else 0, "messages": (turn + 2) * MESSAGES}
         counts |= {"seconds": round(time.monotonic() - start, 1), "verbs_bytes": pympx.counters()["verbs"]["sent_bytes"]}
         print(json.dumps(counts | total))
 

@@ -24,10 +24,11 @@ LEFT = [] if guest.LONG else ["cg"]
 PLACES = [(2, 1), (4, 1), (4, 2)] if guest.LONG else [(4, 2)]
 
 
-def start(folder: Path, ranks: int, devices: int, words: list[str], **settings: str) -> Finished:
+def start(folder: Path, ranks: int, devices: int, words: list[str], settings: dict[str, str] | None = None) -> Finished:
     """Run an app."""
     record = folder / "record.json"
-    done = guest.run(ranks, str(guest.ROOT / words[0]), *words[1:], "--json", str(record), devices=devices, cwd=folder, **settings)
+    command = [str(guest.ROOT / words[0]), *words[1:], "--json", str(record)]
+    done = guest.run(ranks, *command, devices=devices, cwd=folder, settings=settings)
     found: dict[str, Any] = json.loads(record.read_text())
     return Finished(done.returncode, done.stdout, "", found)
 
@@ -49,7 +50,7 @@ def test_verifies(program: str, ranks: int, devices: int, tmp_path: Path) -> Non
 @pytest.mark.parametrize("words", [[HEAT, "--size", "257", "--iterations", "400"], PROGRAMS["cg"]], ids=["heat", "cg"])
 def test_registrations_are_kept(words: list[str], tmp_path: Path, record: Any) -> None:
     """Where everything of more than 1 KiB goes by RDMA READ, 95 % of what is needed is registered already."""
-    run = start(tmp_path, 2, 2, words, PYMPX_VERBS_SLOT="1K", PYMPX_VERBS_RENDEZVOUS="1K", PYMPX_REPORT="1")
+    run = start(tmp_path, 2, 2, words, {"PYMPX_VERBS_SLOT": "1K", "PYMPX_VERBS_RENDEZVOUS": "1K", "PYMPX_REPORT": "1"})
     check_verified(run, 2)
     line = re.search(r"verbs +(\d+) hits, (\d+) misses, (\d+) for one use", run.out)
     assert line, run.out

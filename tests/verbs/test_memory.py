@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 def test_nothing_large_is_copied(record: Any) -> None:
     """Between Send and Recv of 1 MiB there is no memcpy of more than 4 KiB; of messages below the threshold there is: so it is counted."""
-    done = guest.run(2, str(HERE / "copies_program.py"), LD_PRELOAD=str(guest.NATIVE / "verbs" / "copies.so"))
+    done = guest.run(2, str(HERE / "copies_program.py"), settings={"LD_PRELOAD": str(guest.NATIVE / "verbs" / "copies.so")})
     counts = json.loads(done.stdout)
     record(counts)
     for rank in counts["ranks"]:

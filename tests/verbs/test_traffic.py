@@ -11,6 +11,7 @@ import pytest
 
 PROGRAM = str(Path(__file__).with_name("rounds_program.py"))
 ROUNDS = 40 if guest.LONG else 5
+SETTINGS = {"PYMPX_VERBS_TIMEOUT": "11", "PYMPX_VERBS_RETRIES": "3"}  # a link is given up soon
 CUTS = 100 if guest.LONG else 10
 
 
@@ -24,7 +25,7 @@ def test_every_message_arrives_in_order(ranks: int, devices: int, record: Any) -
 
 
 def test_nothing_is_lost_when_the_wire_goes_down_and_up(record: Any) -> None:
-    done = guest.run(4, PROGRAM, str(guest.SEED), "--cut", str(CUTS), timeout=1800, PYMPX_VERBS_TIMEOUT="11", PYMPX_VERBS_RETRIES="3")
+    done = guest.run(4, PROGRAM, str(guest.SEED), "--cut", str(CUTS), timeout=1800, settings=SETTINGS)
     counts = json.loads(done.stdout)
     record(counts)
     assert counts["cuts_made"] >= CUTS

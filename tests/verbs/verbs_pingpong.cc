@@ -95,8 +95,7 @@ struct Side : VerbsSide {
                 done[slot].done = [](mpx_completion *c, mpx_status) { --*static_cast<Done *>(c)->left; };
                 const mpx_iov iov{memory.data() + static_cast<size_t>(slot) * length, length, memh};
                 mpx_status st;
-                while ((st = iface->ops->get_zcopy(ep, &iov, 1, remote, key, &done[slot])) == MPX_ERR_NO_RESOURCE)
-                    progress();
+                while ((st = iface->ops->get_zcopy(ep, &iov, 1, remote, key, &done[slot])) == MPX_ERR_NO_RESOURCE) progress();
                 if (st != MPX_INPROGRESS) need("get_zcopy", st);
                 ++left;
             }
