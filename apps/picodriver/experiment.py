@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
     if options.png:
         from apps.picodriver.picture import draw
 
-        draw(options.png, best, device)
+        draw(options.png, best, NATIVE, QUANTITIES, device)
     return 0
 
 
