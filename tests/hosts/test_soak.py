@@ -46,18 +46,26 @@ class Notice:
 
 
 def notices(holes: list[Hole], left: list[dict[str, Any]]) -> list[Notice]:
-    """Return what each end of each link that was up noticed of each hole."""
+    """Return what each end of each link that was up noticed of each hole.
+
+    An end that still hears is told by the other one; where that one was not up it is left out, for its half may outlive the hole.
+    """
     found = []
     for hole in holes:
         for pair in hole.pairs:
-            for rank, peer in (pair, pair[::-1]):
-                changes = [(cut, up) for who, _, cut, up in left[rank]["seen"] if who == peer]
-                before = [change for change in changes if max(change) < hole.begin]
-                if not before or before[-1][0] > before[-1][1]:
-                    continue  # it was just being made again
-                later = [cut - hole.begin for cut, _ in changes if cut > hole.begin]
-                found.append(Notice(rank, peer, len(hole.pairs), hole.ways, round(min(later, default=math.inf), 3)))
+            ends = [end for end in (_notice(hole, *pair, left), _notice(hole, *pair[::-1], left)) if end]
+            found += [end for end in ends if end.deaf or len(ends) == 2]
     return found
+
+
+def _notice(hole: Hole, rank: int, peer: int, left: list[dict[str, Any]]) -> Notice | None:
+    """Return what one end noticed; None where its link was just being made again."""
+    changes = [(cut, up) for who, _, cut, up in left[rank]["seen"] if who == peer]
+    before = [change for change in changes if max(change) < hole.begin]
+    if not before or before[-1][0] > before[-1][1]:
+        return None
+    later = [cut - hole.begin for cut, _ in changes if cut > hole.begin]
+    return Notice(rank, peer, len(hole.pairs), hole.ways, round(min(later, default=math.inf), 3))
 
 
 def check_paths(left: list[dict[str, Any]]) -> dict[str, int]:
