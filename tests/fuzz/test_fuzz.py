@@ -77,12 +77,14 @@ def fuzz(target: str, seed: int) -> Result:
 
 
 @pytest.fixture(scope="session")
-def runs() -> Iterator[tuple[int, dict[str, Future[Result]]]]:
-    """All targets under way, four at a time, with the seed that libFuzzer got."""
+def runs(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, Future[Result]]]]:
+    """The targets of this session under way, four at a time, with the seed that libFuzzer got."""
+    named = (re.fullmatch(r"test_target\[(\w+)\]", item.name) for item in request.session.items)
+    chosen = [name[1] for name in named if name]
     seed = int(os.environ.get("PYMPX_TEST_SEED") or secrets.randbits(31)) or 1
     BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
-        futures = {target: pool.submit(fuzz, target, seed) for target in (*NATIVE, *PYTHON)}
+        futures = {target: pool.submit(fuzz, target, seed) for target in chosen}
         yield seed, futures
         for future in futures.values():
             future.cancel()
