@@ -12,7 +12,7 @@ import pytest
 PROGRAM = str(Path(__file__).with_name("rounds_program.py"))
 ROUNDS = 40 if guest.LONG else 5
 SETTINGS = {"PYMPX_VERBS_TIMEOUT": "11", "PYMPX_VERBS_RETRIES": "3"}  # a link is given up soon
-CUTS = 100 if guest.LONG else 10
+CUTS = 100
 
 
 @pytest.mark.parametrize(("ranks", "devices"), [(2, 1), (4, 2)])
@@ -24,6 +24,7 @@ def test_every_message_arrives_in_order(ranks: int, devices: int, record: Any) -
     assert counts["verbs_bytes"] > 100_000
 
 
+@pytest.mark.skipif(not guest.LONG, reason="soft-RoCE of Linux 6.1 may lock the guest up when its wire goes: only in the long form")
 def test_nothing_is_lost_when_the_wire_goes_down_and_up(record: Any) -> None:
     done = guest.run(4, PROGRAM, str(guest.SEED), "--cut", str(CUTS), timeout=1800, settings=SETTINGS)
     counts = json.loads(done.stdout)
