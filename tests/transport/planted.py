@@ -19,7 +19,7 @@ FITTING = {
     "drop": ("am: mixed kinds and sizes between two ifaces*", _ORDER),
     "duplicate": ("am: mixed kinds and sizes between two ifaces*", _ORDER),
     "wrong_hdr": ("am: mixed kinds and sizes between two ifaces*", r"header: wrong bytes in message"),
-    "wrong_content": ("am: mixed kinds and sizes between two processes*", r"(content|header): wrong bytes in message"),  # of a number, too
+    "wrong_content": ("am: mixed kinds and sizes between two processes*", r"content: wrong bytes in message"),
     "wrong_sender": ("am: four processes*", r"is attributed to no ep that lives"),
     "double_completion": ("am: mixed kinds and sizes between two ifaces*", r"completion ran 2 times for one am_zcopy"),
     "lost_completion": ("am: mixed kinds and sizes between two ifaces*", r"\d+ completions never came, not even by ep_destroy"),
