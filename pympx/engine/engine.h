@@ -258,6 +258,7 @@ private:
     void complete(Request *, Error);
     void finish_send(Request *, Error);
     unsigned progress_locked();
+    bool lanes_due();
     bool arm_all();
     void wake_sleeper();
     template <class Ready> Wait wait_until(int limit_ms, Ready ready);
@@ -291,7 +292,8 @@ private:
     bool woken_ = false;     // and was told to look again
     int waiting_ = 0;        // threads on the condition variable
     bool closed_ = false;
-    unsigned passes_ = 0;          // of progress
+    bool has_lanes_ = false;       // some transport is a control lane
+    long lane_tick_ = 0;           // when they were last looked at
     bool control_needed_ = false;  // by a transport
     bool needs_python_ = false;    // a transport has no native progress: whoever waits must return to move its messages
     std::condition_variable completed_;

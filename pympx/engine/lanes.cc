@@ -25,6 +25,7 @@ void Engine::set_control_lane(int32_t rank, int transport, const std::string &ad
     Lane &lane = peers_.at(rank).control;
     lane.transport = transports_.at(transport).get();
     lane.address = address;
+    has_lanes_ = true;
 }
 
 bool Engine::open_lane(Peer &p) {

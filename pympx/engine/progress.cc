@@ -1,11 +1,13 @@
 // Progress, completion and waiting. See engine.h for the thread rules.
 #include <poll.h>
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <utility>
 
 #include "engine.h"
 
@@ -13,10 +15,9 @@ namespace mpx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kPollsPerTurn = 16;          // between two looks at the clock
-constexpr int kPassesWithoutLanes = 1024;  // a look at a control lane is a system call, which costs as much as a message over a card
-constexpr int kAttention = 256;            // passes
-constexpr int kSliceWithoutEvents = 1;     // milliseconds, over a transport that cannot wake us
+constexpr int kPollsPerTurn = 16;       // between two looks at the clock
+constexpr int kAttention = 256;         // passes
+constexpr int kSliceWithoutEvents = 1;  // milliseconds, over a transport that cannot wake us
 
 void relax() {
 #if defined(__x86_64__)
@@ -28,12 +29,24 @@ void relax() {
 
 }  // namespace
 
+// Whether to look at transports that are only control lanes: in each pass while a link is being made, else once in a tick of the kernel's
+// coarse clock (1 to 10 ms), however often or seldom the program calls. A look is a system call, as dear as a message over a card.
+bool Engine::lanes_due() {
+    if (!has_lanes_) return true;
+    for (const auto &t : transports_)
+        if (t->sessions && t->carries && t->sessions->busy()) return true;
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+    return std::exchange(lane_tick_, time.tv_nsec) != time.tv_nsec;
+}
+
 unsigned Engine::progress_locked() {
     if (closed_) return 0;
     unsigned events = 0;
-    ++passes_;
+    const bool look = lanes_due();
     for (const auto &t : transports_) {
-        if (!t->carries && --t->attention < 0 && passes_ % kPassesWithoutLanes) continue;
+        if (!t->carries && !look && !t->attention) continue;
+        if (t->attention) --t->attention;
         const unsigned here = t->ops->progress(t->iface);
         if (here) t->attention = kAttention;
         events += here;

@@ -76,6 +76,8 @@ public:
     bool settled(const mpx_ep *session) const;
     const LinkCounters &counters(const mpx_ep *session) const;
     const std::string &reason(const mpx_ep *session) const;  // of its failure
+    // Whether a link is being made, or something else is to be done soon.
+    bool busy() const { return !cared_for_.empty(); }
     // Milliseconds until progress has something to do that no descriptor announces, `limit` at most.
     int timeout_ms(int limit) const;
 

@@ -103,6 +103,22 @@ TEST_CASE("wireup: links that break at any moment, on one side or both, lose and
     CHECK(cuts > 100);
 }
 
+TEST_CASE("wireup: a lane on which nothing comes is hardly looked at, and what comes is heard all the same") {
+    PairwiseWorld w(2);
+    char got[8] = {};
+    Request *receive = w[1].irecv(0, 0, 1, got, 8, false), *send = w[0].isend(0, 1, 1, "message", 8, SendMode::kStandard);
+    w.finish(send);
+    w.finish(receive);
+    for (int i = 0; i < 2000; i++) w[0].progress();  // the attention that wireup got is over
+    const uint64_t lane = w.control.passes, link = w.fabric.passes;
+    for (int i = 0; i < 20000; i++) w[0].progress();
+    CHECK(w.fabric.passes - link == 20000);
+    CHECK(w.control.passes - lane < 200);
+    w.fabric.fail(1, 0, MPX_ERR_LINK_BROKEN);  // rank 0 hears of it by the lane alone
+    for (int i = 0; i < 5000 && w[0].link_counters(1).cuts == 0; i++) w.pump();
+    CHECK(w[0].link_counters(1).cuts == 1);
+}
+
 TEST_CASE("wireup: the lane may break as well") {
     for (uint64_t round = 0; round < 60; round++) {
         CAPTURE(seed());

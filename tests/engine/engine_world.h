@@ -103,10 +103,10 @@ public:
     }
 };
 
-// `fabric` connects eps pairwise, over `control`.
+// `fabric` connects eps pairwise, over `control`; a rank's messages to itself go over `own`.
 class PairwiseWorld : public World {
 public:
-    script::Fabric control, fabric;
+    script::Fabric control, fabric, own;
 
     explicit PairwiseWorld(int n, const Config &config = {}) {
         control.attr.caps |= MPX_CAP_LINK_MAY_BREAK;
@@ -119,11 +119,13 @@ public:
             e->add_transport(&script::detail::kTable, "", "{}");
             script::Fabric::current() = &fabric;
             e->add_transport(&script::detail::kTable, "", "{}");
+            script::Fabric::current() = &own;
+            e->add_transport(&script::detail::kTable, "", "{}");
             lanes.push_back(e->address(0));
             addresses.push_back(e->address(1));
         }
         for (int rank = 0; rank < n; rank++) {
-            connect(rank, 0, 1, addresses, lanes[rank]);
+            connect(rank, 2, 1, addresses, engines_[rank]->address(2));
             for (int peer = 0; peer < n; peer++)
                 if (peer != rank) engines_[rank]->set_control_lane(peer, 0, lanes[peer]);
         }

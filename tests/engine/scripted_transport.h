@@ -112,7 +112,7 @@ public:
 
     // --- what it may look at
     int registrations = 0, keys = 0;
-    uint64_t calls = 0;
+    uint64_t calls = 0, passes = 0;  // of operations; of progress, by all nodes
     std::deque<Packet> wire;
     std::vector<Node *> nodes;
 
@@ -259,6 +259,7 @@ inline unsigned progress(mpx_iface *i) {
     Node *n = node(i);
     Fabric &f = *n->fabric;
     unsigned events = f.busy ? 1 : 0;
+    ++f.passes;
     std::deque<Packet> mail, later;  // what handlers send meanwhile comes behind what is on the wire
     if (!f.hold_messages) {
         const auto mine = std::stable_partition(f.wire.begin(), f.wire.end(), [n](const Packet &p) { return p.to != n->index; });
