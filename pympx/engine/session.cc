@@ -315,8 +315,8 @@ void Session::break_link(mpx_status st, std::string reason) {
     owner->take_care(*this);
 }
 
-mpx_status Session::violate(const char *what) {
-    if (!over()) break_link(MPX_ERR_INVALID, what);
+mpx_status Session::violate(std::string what) {
+    if (!over()) break_link(MPX_ERR_INVALID, std::move(what));
     return MPX_ERR_INVALID;
 }
 
@@ -624,7 +624,10 @@ mpx_status Sessions::on_resume(void *, void *ep_user, const void *header, size_t
     Session &s = *static_cast<Session *>(ep_user);
     uint64_t epoch;
     Resume body;
-    if (header_length != sizeof epoch || length != sizeof body) return s.violate("it resumed its session with a malformed message");
+    if (header_length != sizeof epoch || length != sizeof body) {
+        const std::string sizes = std::to_string(header_length) + " + " + std::to_string(length);
+        return s.violate("it resumed its session with a malformed message of " + sizes + " bytes");
+    }
     std::memcpy(&epoch, header, sizeof epoch);
     std::memcpy(&body, data, sizeof body);
     if (s.over()) return MPX_OK;

@@ -114,7 +114,7 @@ struct Session : mpx_ep {
     mpx_status create_link() { return wireup.used ? begin_wireup() : create_ep(); }
     mpx_status not_up();
     void break_link(mpx_status st, std::string reason);
-    mpx_status violate(const char *what);
+    mpx_status violate(std::string what);
     void destroy_link();
     void tear_down();
     void fail(mpx_status st);
