@@ -131,7 +131,8 @@ private:
     }
     uint32_t context() {
         const uint8_t b = in_.byte();
-        return b < 250 ? b % 6 : in_.number<uint32_t>() & kMaxContext;
+        const uint32_t any = b < 250 ? b : in_.number<uint32_t>() & kMaxContext;
+        return any < 250 ? any % 6 : any;  // those of the good exchange are its own
     }
     int32_t tag() { return in_.byte() % 3; }
     uint64_t number() {
