@@ -54,12 +54,13 @@ for peer in range(size):  # everybody has met everybody
     if peer != rank:
         comm.Sendrecv(np.zeros(1), peer, 3000, np.zeros(1), peer, 3000)
 comm.Barrier()
+say("met")
 """
 _SIGNS = ("PMI", "PMIX_", "OMPI_", "SLURM_", "PYMPX_", "MPI_LOCAL", "TORCHELASTIC", "MASTER_", "HYD")
 
 
 class Ranks:
-    """Processes of one job. A context manager: what is left at the end is killed."""
+    """Processes of one job. A context manager: it begins when everybody has met everybody; what is left at the end is killed."""
 
     def __init__(self, size: int, transport: str, text: str, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -78,9 +79,15 @@ class Ranks:
                 )
             )  # fmt: skip
         self._heard = [b""] * size
-        self._deadline = time.monotonic() + 60
 
     def __enter__(self) -> Ranks:
+        try:
+            for rank in range(len(self.processes)):
+                heard = self.hear(rank, 120)
+                assert heard == "met", f"rank {rank} said {heard!r}"
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
