@@ -268,10 +268,11 @@ UNWINDING = """
 import os, sys
 from pympx import MPI
 comm = MPI.COMM_WORLD
-comm.Barrier()
 if comm.rank == 0:
+    comm.Barrier()
     raise ValueError("bad input")
 try:
+    comm.Barrier()  # in which it may hear of the exception already
     comm.recv(source=0)
 except MPI.Exception as error:
     if comm.rank == 1:
