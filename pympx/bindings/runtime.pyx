@@ -26,9 +26,9 @@ cdef object ended = None
 cdef list pumps = None
 cdef double spin = 0            # seconds that a wait over pumps polls before it naps
 cdef double quiet_since = 0     # since when no pump moved anything; 0: one just did
-# Seconds. A sleep of 1 ms costs 1 % to 2 % of a core, so it grows on, to a two hundredth of what the wait has lasted.
+# Seconds. A sleep of 1 ms costs 1 % to 2 % of a core, so it grows on, to a hundredth of what the wait has lasted.
 cdef double NAP = 1e-3
-cdef double LONG_NAP = 5e-3
+cdef double LONG_NAP = 20e-3
 
 
 def register(start_function, run_reduction, supply_transport):
@@ -95,7 +95,7 @@ cdef int pump_or_nap() except -1:
         quiet_since = time
     quiet = time - quiet_since
     if quiet > spin:
-        pumps[0].idle(min(max(20e-6, quiet / 4), max(NAP, min(LONG_NAP, quiet / 200))))
+        pumps[0].idle(min(max(20e-6, quiet / 4), max(NAP, min(LONG_NAP, quiet / 100))))
     return 0
 
 
