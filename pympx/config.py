@@ -69,7 +69,7 @@ def _between(least: int, most: int, what: str) -> Callable[[str], int]:
     return parse
 
 
-_depth = _between(8, 32768, "a number")
+_depth = _between(8, 4095, "a number")
 _slot = _between(512, 1 << 20, "bytes")
 _inline = _between(0, 1024, "bytes")
 _exponent = _between(1, 31, "an exponent")

@@ -58,8 +58,8 @@ bool parse_config(const char *json, Config &out, std::string &why) {
         if (key == "pkey_index") return number(in, out.pkey_index, UINT16_MAX);
         if (key == "timeout") return number(in, out.timeout, 31);
         if (key == "retries") return number(in, out.retries, 7);
-        if (key == "send_depth") return number(in, out.send_depth, 1u << 15);
-        if (key == "receive_depth") return number(in, out.receive_depth, 1u << 15);
+        if (key == "send_depth") return number(in, out.send_depth, kMaxDepth);
+        if (key == "receive_depth") return number(in, out.receive_depth, kMaxDepth);
         if (key == "inline_bytes") return number(in, out.inline_bytes, 1u << 12);
         if (key == "max_sge") return number(in, out.max_sge, 1u << 12);
         if (key == "max_reads") return number(in, out.max_reads, 255);

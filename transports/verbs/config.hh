@@ -18,6 +18,8 @@ struct Batch {
     std::vector<ibv_qp *> queue_pairs;
 };
 
+inline constexpr unsigned kMaxDepth = 4095;  // of a queue: credits and numbers of messages have so many bits
+
 struct Config {
     ibv_context *context = nullptr;
     ibv_pd *protection_domain = nullptr;

@@ -103,6 +103,7 @@ mpx_status Iface::post_message(Ep *ep, ibv_sge *sge, int pieces, uint8_t *slot, 
     for (int i = 0; i < pieces; ++i) bytes += sge[i].length;
     if (post(ep, wr, {.kind = Work::kMessage, .slot = slot}) != MPX_OK) return MPX_ERR_NO_RESOURCE;
     bytes_sent += bytes;
+    ++ep->messages_sent;
     --ep->credits;
     ep->owed -= immediate.credits();
     return MPX_OK;
@@ -110,7 +111,7 @@ mpx_status Iface::post_message(Ep *ep, ibv_sge *sge, int pieces, uint8_t *slot, 
 
 bool Iface::return_credits(Ep *ep) {
     if (!ep->credits || !ep->room()) return false;
-    Immediate immediate = Immediate::of(0, 0, ep->owed);
+    Immediate immediate = Immediate::of(0, false, ep->owed, ep->messages_sent);
     immediate.value |= Immediate::kCreditOnly;
     return post_message(ep, nullptr, 0, nullptr, immediate) == MPX_OK;
 }
@@ -209,7 +210,7 @@ mpx_status am_short(mpx_ep *e, uint8_t id, uint64_t header, const void *buf, siz
     if (ep->state != Ep::kConnected) return not_connected(ep);
     if (ep->credits <= kReserve) return MPX_ERR_NO_RESOURCE;
     if (!room_for_users(ep)) return starve(iface);
-    const Immediate immediate = Immediate::of(id, sizeof header, ep->owed);
+    const Immediate immediate = Immediate::of(id, true, ep->owed, ep->messages_sent);
     if (sizeof header + len <= c.inline_bytes) {
         ibv_sge sge[2] = {{reinterpret_cast<uintptr_t>(&header), sizeof header, 0},
                           {reinterpret_cast<uintptr_t>(buf), static_cast<uint32_t>(len), 0}};
@@ -232,7 +233,7 @@ mpx_status am_bcopy(mpx_ep *e, uint8_t id, size_t len, mpx_pack_fn pack, void *a
     uint8_t *slot = iface->take_slot();
     if (!slot) return starve(iface);
     const size_t n = pack(slot, arg);
-    return iface->post_slot(ep, slot, n, Immediate::of(id, 0, ep->owed));
+    return iface->post_slot(ep, slot, n, Immediate::of(id, false, ep->owed, ep->messages_sent));
 }
 
 mpx_status am_zcopy(mpx_ep *, uint8_t, const void *, size_t, const mpx_iov *, size_t, mpx_completion *) noexcept {

@@ -112,6 +112,8 @@ void Iface::handle(const ibv_wc &wc) {
         return retire(ep, position);
     }
     const Immediate immediate{ntohl(wc.imm_data)};
+    if (!immediate.has_number(ep->messages_received)) return break_ep(ep, "a message came twice, or out of turn");
+    ++ep->messages_received;
     uint8_t *data = qp.receives.data() + id.low() * domain->config.slot_bytes;
     ep->heard = true;
     ep->credits += immediate.credits();

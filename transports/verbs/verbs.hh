@@ -64,18 +64,21 @@ struct PackedKey {
     uint32_t rkey, access;
 };
 
-// What travels as immediate data with every message, beside its bytes.
+// What travels as immediate data with every message, beside its bytes. The number tells a message that the card sends twice: soft-RoCE
+// does, when acknowledgements are lost and a later packet is missed. It is more than a queue pair holds work requests.
 struct Immediate {
-    static constexpr uint32_t kCreditOnly = 1u << 29;
+    static constexpr unsigned kCreditBits = 12, kNumberBits = 13;
+    static constexpr uint32_t kWithHeader = 1u << 5, kCreditOnly = 1u << 6;
     uint32_t value;
 
-    static Immediate of(uint8_t id, size_t header_len, unsigned credits) {
-        return {id | static_cast<uint32_t>(header_len) << 5 | static_cast<uint32_t>(credits) << 13};
+    static Immediate of(uint8_t id, bool with_header, unsigned credits, uint64_t number) {
+        return {id | (with_header ? kWithHeader : 0) | credits << 7 | static_cast<uint32_t>(number << (7 + kCreditBits))};
     }
     uint8_t id() const { return value & 31; }
-    size_t header_len() const { return value >> 5 & 255; }
-    unsigned credits() const { return value >> 13 & 0xffff; }
+    size_t header_len() const { return value & kWithHeader ? sizeof(uint64_t) : 0; }
     bool credit_only() const { return value & kCreditOnly; }
+    unsigned credits() const { return value >> 7 & ((1u << kCreditBits) - 1); }
+    bool has_number(uint64_t number) const { return value >> (7 + kCreditBits) == (number & ((1u << kNumberBits) - 1)); }
 };
 
 // The wr_id of a work request: which queue pair, which of its uses, and a receive's slot or the low bits of a send's position.
@@ -184,6 +187,7 @@ struct Ep : mpx_ep {
     unsigned psn = 0;
     unsigned credits = 0;                            // receives that the peer has posted for us
     unsigned owed = 0;                               // receives posted anew of which it does not know
+    uint64_t messages_sent = 0, messages_received = 0;
     uint64_t posted = 0, retired = 0, signaled = 0;  // signaled: position after the last that asked for a completion
     unsigned reads = 0;                              // gets and atomics in flight
     unsigned last_tick = 0;
