@@ -104,7 +104,8 @@ void Iface::take_back(Ep *ep) {
     if (std::exchange(ep->timed, false) && --connected == 0) set_timer(false);
     ibv_qp_attr a{};
     a.qp_state = IBV_QPS_RESET;
-    const int error = domain->library.modify_qp(qp->qp, &a, IBV_QP_STATE);
+    // Twice: soft-RoCE first notes where its send queue begins, then empties it, and would send what lies between in the next use.
+    const int error = domain->library.modify_qp(qp->qp, &a, IBV_QP_STATE) || domain->library.modify_qp(qp->qp, &a, IBV_QP_STATE);
     qp->ep = nullptr;
     ++qp->use;
     if (!error) spare.push_back(qp);  // else the device is gone
