@@ -7,10 +7,10 @@ import socket
 from typing import Any
 
 import numpy as np
+from pympx.transports.verbs.devices import pyverbs
 from rounds import counters
 
 from pympx import MPI, runtime
-from pympx.transports.verbs.devices import pyverbs
 
 RESUME = 12  # the immediate data of each link's first message begins with it
 TURNS = 5
