@@ -185,8 +185,8 @@ struct Ep : mpx_ep {
     bool asking = false;
     bool timed = false;  // in Iface::connected
     unsigned psn = 0;
-    unsigned credits = 0;                            // receives that the peer has posted for us
-    unsigned owed = 0;                               // receives posted anew of which it does not know
+    unsigned credits = 0;  // receives that the peer has posted for us
+    unsigned owed = 0;     // receives posted anew of which it does not know
     uint64_t messages_sent = 0, messages_received = 0;
     uint64_t posted = 0, retired = 0, signaled = 0;  // signaled: position after the last that asked for a completion
     unsigned reads = 0;                              // gets and atomics in flight
