@@ -92,9 +92,8 @@ def _start(boot: Bootstrap) -> None:
     mine = [kernel, socket.gethostname(), bool(config.get("PYMPX_REPORT"))]
     kernels, hosts, reports = zip(*map(json.loads, boot.allgather(json.dumps(mine).encode())), strict=True)
     crowded = kernels.count(kernel) > len(os.sched_getaffinity(0))
-    spin = (2e-6 if crowded else 50e-6) if spin is None else spin
-    polls, regcache = 2 if crowded else 400, config.get("PYMPX_REGCACHE") == "auto"
-    engine.create(boot.rank, list(hosts), boot.job_key(), window, spin, polls, config.get("PYMPX_LINK_TIMEOUT"), regcache)
+    regcache = config.get("PYMPX_REGCACHE") == "auto"
+    engine.create(boot.rank, list(hosts), boot.job_key(), window, spin, crowded, config.get("PYMPX_LINK_TIMEOUT"), regcache)
     engine.set_timeout(timeout)
     _connect(boot, wanted)
     if any(reports):

@@ -135,6 +135,7 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         double spin_seconds
         double link_timeout
         cbool regcache
+        cbool crowded
     cdef enum class Wait(int32_t):
         kDone
         kInterrupted

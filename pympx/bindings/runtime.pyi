@@ -11,7 +11,7 @@ def create(
     job_key: bytes,
     eager_window: int,
     spin_seconds: float,
-    hot_polls: int,
+    crowded: bool,
     link_timeout: float,
     regcache: bool,
 ) -> None: ...

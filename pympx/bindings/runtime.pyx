@@ -182,8 +182,9 @@ cdef int wait_any_of(Request **requests, size_t count) except -1:
     return fail(ERR_OTHER, ended)
 
 
-def create(int rank, list host_names, bytes job_key, eager_window, double spin_seconds, int hot_polls, double link_timeout, bint regcache):
-    """Make the engine. host_names: of each rank; link_timeout: seconds without a sign of a peer; regcache: registrations may be kept.
+def create(int rank, list host_names, bytes job_key, eager_window, double spin_seconds, bint crowded, double link_timeout, bint regcache):
+    """Make the engine. host_names: of each rank; link_timeout: seconds without a sign of a peer; regcache: registrations may be kept;
+    crowded: there are more ranks than processors.
 
     Raises RuntimeError when there is one.
     """
@@ -197,7 +198,8 @@ def create(int rank, list host_names, bytes job_key, eager_window, double spin_s
     config.spin_seconds = spin_seconds
     config.link_timeout = link_timeout
     config.regcache = regcache
-    polls = hot_polls
+    config.crowded = crowded
+    polls = 2 if crowded else 400
     spin = spin_seconds
     own_rank = rank
     hosts = host_names

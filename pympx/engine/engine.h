@@ -36,6 +36,7 @@ struct Config {
     double link_timeout = 30;          // seconds without a sign of a peer before it is given up, where links may break
     int slice_ms = 100;                // the longest time that a wait goes on without a look at signals and deadlines
     bool regcache = true;              // registrations may be kept
+    bool crowded = false;              // more ranks than processors: who waits offers its own
 };
 
 enum class Wait : int32_t { kDone, kInterrupted, kNeedPython };

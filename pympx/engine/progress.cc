@@ -155,7 +155,7 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
             break;
         }
         if (time < spin_end || !arm_all()) {
-            const bool wanted = contenders_.load(std::memory_order_relaxed) > 0;
+            const bool wanted = config_.crowded || contenders_.load(std::memory_order_relaxed) > 0;
             lock.unlock();
             wanted ? static_cast<void>(sched_yield()) : relax();
             lock.lock();
