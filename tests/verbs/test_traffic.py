@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def test_every_message_arrives_in_order(ranks: int, devices: int, record: Any) -
     assert counts["verbs_bytes"] > 100_000
 
 
-@pytest.mark.skipif(not guest.LONG, reason="soft-RoCE of Linux 6.1 may lock the guest up when its wire goes: only in the long form")
+@pytest.mark.skipif(not guest.LONG or platform.release().startswith("6.1."), reason="long; soft-RoCE of Linux 6.1 may lock the guest up")
 def test_nothing_is_lost_when_the_wire_goes_down_and_up(record: Any) -> None:
     done = guest.run(4, PROGRAM, str(guest.SEED), "--cut", str(CUTS), timeout=1800, settings=SETTINGS)
     counts = json.loads(done.stdout)
