@@ -92,7 +92,7 @@ VARIABLES = {
         Variable("PYMPX_REPORT", _flag, "0", "1: rank 0 prints at the end who talked to whom over what, protocols and bytes"),
         Variable("PYMPX_TIMEOUT", _seconds, "0", "seconds after which a blocking call raises; 0: never"),
         Variable("PYMPX_EAGER_WINDOW", _bytes, "4M", "bytes of unexpected messages that a rank buffers per peer (k, M, G)"),
-        Variable("PYMPX_SPIN", _seconds, "50e-6", "seconds of polling before a wait sleeps; where ranks outnumber cores each poll offers its core"),
+        Variable("PYMPX_SPIN", _seconds, "50e-6", "seconds of polling before a wait sleeps; with sched_yield where ranks outnumber cores"),
         Variable("PYMPX_KEEP_GOING", _flag, "0", "1: an exception on one rank does not end the others; run --keep-going sets it"),
         Variable("PYMPX_LINK_TIMEOUT", _seconds, "30", "seconds without a sign of a peer's host before the peer counts as failed"),
         Variable("PYMPX_REGCACHE", _auto_or_off, "auto", "off: memory is registered anew for each transfer, never kept registered"),

@@ -72,7 +72,7 @@ def transport_facts() -> list[dict[str, Any]]:
     problem = None
     try:
         engine = importlib.import_module("pympx.bindings.runtime")
-        engine.create(0, [socket.gethostname()], secrets.token_bytes(32), config.get("PYMPX_EAGER_WINDOW"), 0.0, True, 30.0, False)
+        engine.create(0, [socket.gethostname()], secrets.token_bytes(32), config.get("PYMPX_EAGER_WINDOW"), 0.0, False, 30.0, False)
     except (ImportError, RuntimeError, config.ConfigError) as error:
         problem = f"the engine cannot be started: {error}"
     facts = []

@@ -1,4 +1,4 @@
-"""One rank of two: in the midst of traffic rank 0's card sends a message once more, without its bytes, as soft-RoCE does by mistake."""
+"""One rank of two: in the midst of traffic rank 0's card sends a message once more, without its bytes, as soft-RoCE may by mistake."""
 
 from __future__ import annotations
 

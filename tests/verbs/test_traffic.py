@@ -11,7 +11,7 @@ import guest
 import pytest
 
 PROGRAM = str(Path(__file__).with_name("rounds_program.py"))
-DOUBLED = Path(__file__).with_name("doubled_program.py")
+DOUBLED = str(Path(__file__).with_name("doubled_program.py"))
 ROUNDS = 40 if guest.LONG else 5
 SETTINGS = {"PYMPX_VERBS_TIMEOUT": "11", "PYMPX_VERBS_RETRIES": "3"}  # a link is given up soon
 CUTS = 100
@@ -36,7 +36,7 @@ def test_nothing_is_lost_when_the_wire_goes_down_and_up(record: Any) -> None:
 
 
 def test_a_message_that_a_card_sends_twice_ends_its_link_and_nothing_is_lost(record: Any) -> None:
-    done = guest.run(2, str(DOUBLED), timeout=60)
+    done = guest.run(2, DOUBLED, timeout=60)
     counts = json.loads(done.stdout)
     record(counts)
     assert counts["reconnects"] >= 5

@@ -18,7 +18,7 @@ struct Batch {
     std::vector<ibv_qp *> queue_pairs;
 };
 
-inline constexpr unsigned kMaxDepth = 4095;  // of a queue: credits and numbers of messages have so many bits
+inline constexpr unsigned kMaxDepth = 4095;  // of a queue; verbs.hh says what has room for no more
 
 struct Config {
     ibv_context *context = nullptr;

@@ -210,7 +210,7 @@ mpx_status ep_connect(mpx_ep *e, const void *address, size_t len) {
     EpAddress to;
     if (len != sizeof to || ep->state > Ep::kReady) return MPX_ERR_INVALID;
     std::memcpy(&to, address, sizeof to);
-    if (to.number > 0xffffff || to.psn > 0xffffff || to.receives < 2 || to.receives > UINT16_MAX) {
+    if (to.number > 0xffffff || to.psn > 0xffffff || to.receives < 2 || to.receives > kMaxDepth) {
         set_why("verbs: the peer's queue pair has an impossible address");
         return MPX_ERR_INVALID;
     }

@@ -64,11 +64,12 @@ struct PackedKey {
     uint32_t rkey, access;
 };
 
-// What travels as immediate data with every message, beside its bytes. The number tells a message that the card sends twice: soft-RoCE
-// does, when acknowledgements are lost and a later packet is missed. It is more than a queue pair holds work requests.
+// What travels as immediate data with every message, beside its bytes. The number tells a message that the card sends twice, as
+// soft-RoCE by its source may when acknowledgements are lost and a later packet is missed. A queue pair holds fewer than there are numbers.
 struct Immediate {
     static constexpr unsigned kCreditBits = 12, kNumberBits = 13;
     static constexpr uint32_t kWithHeader = 1u << 5, kCreditOnly = 1u << 6;
+    static_assert(kMaxDepth < 1u << kCreditBits && kMaxDepth < 1u << kNumberBits && 7 + kCreditBits + kNumberBits == 32);
     uint32_t value;
 
     static Immediate of(uint8_t id, bool with_header, unsigned credits, uint64_t number) {
