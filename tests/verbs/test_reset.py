@@ -38,7 +38,8 @@ class End:
 
     def ready(self) -> None:
         e = self.e
-        self._move(e.IBV_QPS_INIT, e.IBV_QP_STATE | e.IBV_QP_PKEY_INDEX | e.IBV_QP_PORT | e.IBV_QP_ACCESS_FLAGS, port_num=1)
+        mask = e.IBV_QP_STATE | e.IBV_QP_PKEY_INDEX | e.IBV_QP_PORT | e.IBV_QP_ACCESS_FLAGS
+        self._move(e.IBV_QPS_INIT, mask, port_num=1, qp_access_flags=e.IBV_ACCESS_REMOTE_WRITE)  # what remains is sent as empty writes
 
     def connect(self, peer: End, number: int) -> None:
         e, addr = self.e, pyverbs("addr")
