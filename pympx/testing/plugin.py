@@ -9,8 +9,8 @@ for PYMPX_TRANSPORT; default: the option ``--transports``), ``launcher`` ("mpiex
 
 The outer session, the one that the user started, runs nothing of such a test itself: it starts a launcher with an inner session
 per rank, which runs just that test (fixtures included) and writes its reports as JSON into a directory that both sides know.
-With ``--ranks-batch N`` up to N tests in a row that want the same job (ranks, transport, launcher, file) share it; no rank begins
-a test before all ranks are through with the one before, and after a failure the rest gets a new job.
+With ``--ranks-batch N`` up to N tests in a row that want the same job (ranks, transport, launcher) share it; no rank begins a
+test before all ranks are through with the one before, and after a failure the rest gets a new job.
 """
 
 from __future__ import annotations
@@ -149,13 +149,13 @@ class OuterSession:
         if self._batch:
             self._batch.close()
 
-    def _wants(self, item: pytest.Function) -> tuple[Path, int, str, str]:
-        """Return what the item's job is like: file, ranks, launcher, transport ("": whatever the environment says)."""
+    def _wants(self, item: pytest.Function) -> tuple[int, str, str]:
+        """Return what the item's job is like: ranks, launcher, transport ("": whatever the environment says)."""
         mark = item.get_closest_marker("ranks")
         assert mark is not None
         params = item.callspec.params
         launcher = str(mark.kwargs.get("launcher") or self._config.getoption("ranks_launcher"))
-        return item.path, int(str(params[_RANKS_PARAM])), launcher, str(params.get(_TRANSPORT_PARAM, ""))
+        return int(str(params[_RANKS_PARAM])), launcher, str(params.get(_TRANSPORT_PARAM, ""))
 
     def _batch_of(self, item: pytest.Function) -> list[pytest.Function]:
         """Return the items that share a job with this one, which is the first of them."""
@@ -171,7 +171,7 @@ class OuterSession:
         return batch
 
     def _plan(self, item: pytest.Function) -> Plan:
-        _, ranks, launcher, transport = self._wants(item)
+        ranks, launcher, transport = self._wants(item)
         environment = dict(os.environ)
         if transport:
             environment["PYMPX_TRANSPORT"] = transport

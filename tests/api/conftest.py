@@ -14,12 +14,12 @@ _PASSED = pytest.StashKey[bool]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that want the same job (file, ranks, transport) side by side, for --ranks-batch."""
+    """Put tests that want the same job (ranks, transport) side by side, for --ranks-batch."""
     folder = os.path.dirname(__file__)
 
-    def job(item: pytest.Item) -> tuple[str, int, str]:
+    def job(item: pytest.Item) -> tuple[int, str, str]:
         params: dict[str, Any] = dict(item.callspec.params) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        return str(item.path), int(params.get("_pympx_ranks", 0)), str(params.get("_pympx_transport", ""))
+        return int(params.get("_pympx_ranks", 0)), str(params.get("_pympx_transport", "")), str(item.path)
 
     mine = iter(sorted((item for item in items if str(item.path).startswith(folder)), key=job))
     items[:] = [next(mine) if str(item.path).startswith(folder) else item for item in items]

@@ -418,7 +418,7 @@ def test_a_failing_test_of_sessions_that_are_ranks(name: str, who: str, start: S
     assert done.returncode == 1
     assert sorted(path.name for path in tmp_path.glob("finally?")) == ["finally0", "finally1", "finally2"]
     assert not (tmp_path / "went on").exists()
-    assert out.count("test_it.py:16: AssertionError") == 1
+    assert out.count(":16: AssertionError") == 1  # pytest writes the path before it by itself: another session may come between
     assert out.count("!! a test failed on rank") == 3
     if who == "all":
         assert "ranks 0-2 failed alike" in out and all(f"rank {rank}: as rank 0: AssertionError" in out for rank in (1, 2))

@@ -267,6 +267,28 @@ def test_tests_in_a_row_share_a_job_when_asked(pytester: pytest.Pytester) -> Non
     assert ran == [[text] * 2 for text in ("0", "0 1", "0 1 2", "0 1 2 3", "4", "4 5")]
 
 
+def test_a_job_goes_on_with_the_next_file(pytester: pytest.Pytester) -> None:
+    """The processes stay; what a file's fixtures set up has ended by then."""
+    pytester.makepyfile(
+        test_1="""
+import os, pytest
+ended = []
+
+@pytest.fixture(scope="module", autouse=True)
+def of_the_file():
+    yield
+    ended.append(os.getpid())
+
+@pytest.mark.ranks(2)
+def test_it():
+    assert not ended
+""",
+        test_2="import os, pytest, test_1\n\n@pytest.mark.ranks(2)\ndef test_it():\n    assert test_1.ended == [os.getpid()]\n",
+    )
+    pytester.runpytest_subprocess(*LOAD, "--ranks-batch=2", timeout=300).assert_outcomes(passed=2)
+    pytester.runpytest_subprocess(*LOAD, timeout=300).assert_outcomes(passed=1, failed=1)
+
+
 def test_after_a_failure_the_rest_gets_a_new_job(pytester: pytest.Pytester) -> None:
     result, ran = batch(pytester, 2, "--ranks-batch=100")
     result.assert_outcomes(passed=6, failed=1)
