@@ -70,6 +70,7 @@ def _between(least: int, most: int, what: str) -> Callable[[str], int]:
 
 
 _depth = _between(8, 4095, "a number")
+_backlog = _between(1, 1 << 24, "calls")
 _slot = _between(512, 1 << 20, "bytes")
 _inline = _between(0, 1024, "bytes")
 _exponent = _between(1, 31, "an exponent")
@@ -96,6 +97,7 @@ VARIABLES = {
         Variable("PYMPX_KEEP_GOING", _flag, "0", "1: an exception on one rank does not end the others; run --keep-going sets it"),
         Variable("PYMPX_LINK_TIMEOUT", _seconds, "30", "seconds without a sign of a peer's host before the peer counts as failed"),
         Variable("PYMPX_REGCACHE", _auto_or_off, "auto", "off: memory is registered anew for each transfer, never kept registered"),
+        Variable("PYMPX_RPC_BACKLOG", _backlog, "16384", "calls to one rank whose answers are to come; further ones wait (1 to 2^24)"),
         Variable("PYMPX_FAULT", str, "", "transport fault: over=NAME and what it suffers: no_resource=, burst=, late=, hold=, seed= ..."),
         Variable("PYMPX_TCP_INTERFACES", str, "", "tcp: interfaces or networks (eth0,10.0.0.0/8) to use, in order of preference"),
         Variable("PYMPX_TCP_PORTS", str, "", "tcp: ports to listen on, a-b; empty: any"),

@@ -37,6 +37,9 @@ unreached: dict[tuple[str, str], list[int]] = {}
 _connected = False
 _finalized = False
 _on_ready: list[Callable[[], None]] = []
+_announced: list[str] = []
+#: what all ranks announced before the start
+common: set[str] = set()
 _before_farewell: list[Callable[[], None]] = []
 
 
@@ -55,8 +58,18 @@ def bootstrap() -> Bootstrap:
 
 
 def when_ready(call: Callable[[], None]) -> None:
-    """Call `call` once the engine runs."""
-    _on_ready.append(call)
+    """Call `call` once the engine runs; at once if it does."""
+    with _lock:
+        if _connected:
+            return call()
+        _on_ready.append(call)
+
+
+def announce(word: str) -> None:
+    """Tell all ranks at the start that this one has `word`, for whose sake the runtime starts at the end of the program at the latest."""
+    _announced.append(word)
+    if _bootstrap is None:
+        atexit.register(_finalize_at_exit)
 
 
 def before_farewell(call: Callable[[], None]) -> None:
@@ -89,8 +102,9 @@ def _start(boot: Bootstrap) -> None:
     window = config.get("PYMPX_EAGER_WINDOW")
     timeout = config.get("PYMPX_TIMEOUT") or 0
     kernel = host_identity().decode()
-    mine = [kernel, socket.gethostname(), bool(config.get("PYMPX_REPORT"))]
-    kernels, hosts, reports = zip(*map(json.loads, boot.allgather(json.dumps(mine).encode())), strict=True)
+    mine = [kernel, socket.gethostname(), bool(config.get("PYMPX_REPORT")), _announced]
+    kernels, hosts, reports, words = zip(*map(json.loads, boot.allgather(json.dumps(mine).encode())), strict=True)
+    common.update(set(words[0]).intersection(*words[1:]))
     crowded = kernels.count(kernel) > len(os.sched_getaffinity(0))
     regcache = config.get("PYMPX_REGCACHE") == "auto"
     engine.create(boot.rank, list(hosts), boot.job_key(), window, spin, crowded, config.get("PYMPX_LINK_TIMEOUT"), regcache)
@@ -239,6 +253,8 @@ def finalize() -> None:
     with _lock:
         if _finalized:
             return
+        if _announced and not _connected and _job_with_others():
+            start()
         if engine.is_running():
             for call in _before_farewell:
                 call()

@@ -193,7 +193,7 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         void unlock_after_fork()
         void forked()
         cbool try_poll(const Request *, int)
-        Wait wait(const Request *)
+        Wait wait(Request *)
         Wait wait_any(Request **, size_t)
         Wait wait_message(uint32_t, int32_t, int32_t, Status *)
         Wait wait_farewell()

@@ -42,13 +42,16 @@ Engine::Engine(const Config &config, std::string job_key) : config_(config), job
     handlers_[kAmAgree].fn = unless_muted<on_agree>;
     handlers_[kAmRevoke].fn = unless_muted<on_revoke>;
     handlers_[kAmRaised].fn = unless_muted<on_raised>;
+    handlers_[kAmActive].fn = unless_muted<on_active>;
     handlers_[kAmWireup].fn = unless_muted<on_wireup>;
     handlers_[kAmLaneBye].fn = unless_muted<on_lane_bye>;
+    install_own_handlers();
 }
 
 Engine::~Engine() {
     close();
-    ::close(wake_fd_);
+    for (const int fd : {wake_fd_, watch_fd_, watch_bell_})
+        if (fd >= 0) ::close(fd);
 }
 
 int Engine::add_transport(const mpx_transport *table, const std::string &device, const std::string &config_json) {
@@ -445,6 +448,7 @@ void Engine::forked() {
 }
 
 void Engine::close() {
+    stop_service();
     Locked locked(*this);
     if (closed_) return;
     closed_ = true;
@@ -460,6 +464,7 @@ void Engine::close() {
     for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) close_transport(**it);
     contexts_.clear();
     if (sleeping_) wake_sleeper();
+    if (watched_) ring_watcher();
 }
 
 }  // namespace mpx

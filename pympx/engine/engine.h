@@ -5,6 +5,7 @@
 // descriptors, others on a condition variable, and a thread that leaves wakes another.
 // Ownership: buffers belong to callers, who keep them until the request is done. Peers and transports live as long as the engine.
 #pragma once
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,6 +39,16 @@ struct Config {
     int slice_ms = 100;                // the longest time that a wait goes on without a look at signals and deadlines
     bool regcache = true;              // registrations may be kept
     bool crowded = false;              // more ranks than processors: who waits offers its own
+};
+
+// The kinds of active messages; above kActiveOwn they are the callers'.
+constexpr uint32_t kActiveEcho = 0, kActiveOwn = 8, kActiveKinds = 16;
+
+using Tally = std::atomic<uint32_t>;
+
+struct Exchange {
+    Request *answer = nullptr;   // nullptr: another thread had the lock
+    Request *message = nullptr;  // nullptr: it has left, or never will because the answer ended in an error at once
 };
 
 enum class Wait : int32_t { kDone, kInterrupted, kNeedPython };
@@ -106,6 +118,33 @@ public:
     void supply(int transport, const std::string &json);
     void finish_parked(const Parked &work, bool ok);
 
+    // --- active messages (active.cc). A handler runs inside progress, under the engine lock, and may call answer() alone.
+    using ActiveHandler = void (*)(void *arg, Engine &, int32_t source, uint64_t header, const void *payload, size_t length);
+    void set_active_handler(uint32_t kind, ActiveHandler fn, void *arg);  // before any peer may send it; kind: from kActiveOwn on
+    // The payload is copied. Throws std::length_error when it is longer than one message of the transport.
+    Error send_active(int32_t rank, uint32_t kind, uint64_t header, const void *payload, size_t length);
+    void answer(int32_t rank, uint64_t match, const void *payload, size_t length);
+
+    // --- serving while the program computes (service.cc). Throws std::runtime_error where a transport has no native progress.
+    void start_service();
+
+    // --- event loops (watch.cc)
+    int watch_fd();  // throws std::runtime_error when there can be none
+    // To be called when the descriptor is readable, and after what it returns in milliseconds. Adds the keys of watched requests that
+    // ended.
+    int watch(std::vector<uint64_t> *ended);
+    bool watch_request(Request *, uint64_t key);  // false: it is done
+
+    // --- calls (exchange.cc): a message, and the receive of its answer from the same rank with `tag`. Counted in `tally` until the answer
+    // came.
+    Exchange exchange(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length, Tally *tally);
+    Exchange try_exchange(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+                          Tally *tally);
+    void abandon(Request *answer);
+    Wait wait_below(const Tally *tally, uint32_t limit);
+    Wait wait_served(Request *const *requests, size_t count, int limit_ms, std::vector<uint64_t> *ended);
+    Wait wait_at_most(Request *request, int limit_ms);
+
     // --- progress and waiting (progress.cc, wait.cc)
     void progress();
     // A fork happens between these two, in both processes, so that the child finds transports at rest. There, `forked` lets go of what the
@@ -117,7 +156,7 @@ public:
     // They return kInterrupted after a signal and at least every slice_ms, so that the caller can look at signals and deadlines;
     // kNeedPython when work is parked or a control path is needed, and at every turn when a transport has no native progress: the caller
     // moves its messages, or sleeps.
-    Wait wait(const Request *request);
+    Wait wait(Request *request);
     Wait wait_any(Request *const *requests, size_t count);
     Wait wait_message(uint32_t context, int32_t source, int32_t tag, Status *status);
     Wait wait_farewell();
@@ -236,6 +275,7 @@ private:
     static mpx_status on_given_up(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_agree(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_revoke(void *, void *, const void *, size_t, void *, size_t, unsigned);
+    static mpx_status on_active(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_raised(void *, void *, const void *, size_t, void *, size_t, unsigned);
     static mpx_status on_unknown(void *, void *, const void *, size_t, void *, size_t, unsigned);
     // of transports; arg is the Transport
@@ -262,9 +302,18 @@ private:
     bool lanes_due();
     bool arm_all();
     void wake_sleeper();
-    template <class Ready> Wait wait_until(int limit_ms, Ready ready);
+    template <class Ready> Wait wait_until(int limit_ms, Request *const *awaited, size_t count, Ready ready);
     bool sleep(std::unique_lock<std::mutex> &lock, int limit_ms);
     mpx_status protocol_violation(Peer &);
+    void install_own_handlers();
+    void serve();
+    void stop_service();
+    void ring_watcher();
+    void report_end(Request *);
+    Exchange exchange_locked(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+                             Tally *tally);
+    static constexpr int kPassesPerTurn = 16;      // between two looks at the clock
+    static constexpr int kSliceWithoutEvents = 1;  // milliseconds, over a transport that cannot wake us
 
     Config config_;
     std::string job_key_;
@@ -289,9 +338,22 @@ private:
     uint64_t unexpected_bytes_ = 0;
     int wake_fd_ = -1;
     std::atomic<int> contenders_{0};
-    bool sleeping_ = false;  // a thread is inside poll(2)
-    bool woken_ = false;     // and was told to look again
-    int waiting_ = 0;        // threads on the condition variable
+    bool sleeping_ = false;         // a thread is inside poll(2)
+    bool woken_ = false;            // and was told to look again
+    int waiting_ = 0;               // threads on the condition variable
+    int waiting_for_anything_ = 0;  // those of them that wait for more than requests
+    struct Active {
+        ActiveHandler fn = nullptr;
+        void *arg = nullptr;
+    };
+    std::array<Active, kActiveKinds> active_;
+    std::atomic<uint64_t> passes_{0};  // of progress, by whomever
+    std::thread service_;
+    bool serving_ = false;  // it sleeps on the descriptors, nobody else
+    std::atomic<bool> stopping_{false};
+    int watch_fd_ = -1, watch_bell_ = -1;
+    bool watched_ = false;                        // an event loop relies on what was armed
+    std::vector<uint64_t> ended_, ended_served_;  // keys of requests, for event loops and for the thread that serves
     bool closed_ = false;
     bool has_lanes_ = false;       // some transport is a control lane
     long lane_tick_ = 0;           // when they were last looked at

@@ -15,9 +15,7 @@ namespace mpx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kPollsPerTurn = 16;       // between two looks at the clock
-constexpr int kAttention = 256;         // passes
-constexpr int kSliceWithoutEvents = 1;  // milliseconds, over a transport that cannot wake us
+constexpr int kAttention = 256;  // passes
 
 void relax() {
 #if defined(__x86_64__)
@@ -56,6 +54,8 @@ unsigned Engine::progress_locked() {
     if (!backlog_.empty()) flush_backlog();
     // A thread asleep armed the transports before this; what they say from now on may no longer ring for it.
     if (events && sleeping_) wake_sleeper();
+    if (events && watched_) ring_watcher();
+    passes_.store(passes_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     return events;
 }
 
@@ -75,10 +75,12 @@ bool Engine::try_poll(const Request *request, int polls) {
 void Engine::complete(Request *r, Error error) {
     r->status.error = error;
     r->stage = Stage::kIdle;
+    if (r->tally) r->tally->fetch_sub(1, std::memory_order_relaxed);
     if (r->on_done) return r->on_done(r);
     r->done.store(true, std::memory_order_release);
-    if (sleeping_) wake_sleeper();
-    if (waiting_) completed_.notify_all();
+    if (r->watcher) report_end(r);
+    if (sleeping_ && !serving_) wake_sleeper();
+    if (waiting_for_anything_ || (waiting_ && r->awaited)) completed_.notify_all();
 }
 
 void Engine::wake_sleeper() {
@@ -117,7 +119,8 @@ bool Engine::sleep(std::unique_lock<std::mutex> &lock, int limit_ms) {
     return ready > 0 || (ready == 0 && slice < limit_ms);
 }
 
-template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
+// `awaited`: the requests that end the wait; none: anything may.
+template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awaited, size_t count, Ready ready) {
     Locked locked(*this);
     auto &lock = locked.lock();
     const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(config_.spin_seconds));
@@ -125,22 +128,27 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
     const auto slice_end = start + std::chrono::milliseconds(limit_ms);
     auto spin_end = start + spin;
     Wait result = Wait::kDone;
+    bool spun = false;
     for (;;) {
         if (ready()) break;
         if (!parked_.empty() || control_needed_) {
             result = Wait::kNeedPython;
             break;
         }
-        if (sleeping_) {  // another thread drives
+        if (serving_ ? spun : sleeping_) {  // another thread drives
+            for (size_t i = 0; i < count; i++)
+                if (awaited[i]) awaited[i]->awaited = true;
             ++waiting_;
+            waiting_for_anything_ += count == 0;
             const bool told = completed_.wait_until(lock, slice_end) == std::cv_status::no_timeout;
+            waiting_for_anything_ -= count == 0;
             --waiting_;
             if (told) continue;
             if (!ready()) result = Wait::kInterrupted;
             break;
         }
         bool done = false;
-        for (int i = 0; i < kPollsPerTurn && !done; i++) {
+        for (int i = 0; i < kPassesPerTurn && !done; i++) {
             progress_locked();
             done = ready() || !parked_.empty() || control_needed_;
         }
@@ -154,7 +162,9 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
             result = Wait::kInterrupted;
             break;
         }
-        if (time < spin_end || !arm_all()) {
+        spun = time >= spin_end;
+        if (serving_ && spun) continue;
+        if (!spun || !arm_all()) {
             const bool wanted = config_.crowded || contenders_.load(std::memory_order_relaxed) > 0;
             lock.unlock();
             wanted ? static_cast<void>(sched_yield()) : relax();
@@ -165,29 +175,49 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Ready ready) {
             if (!ready()) result = Wait::kInterrupted;
             break;
         }
-        for (const auto &t : transports_) t->attention = kPollsPerTurn;  // one of them has rung
+        for (const auto &t : transports_) t->attention = kPassesPerTurn;  // one of them has rung
         spin_end = Clock::now() + spin;
     }
-    if (waiting_) completed_.notify_all();  // somebody else must drive now
+    if (waiting_ && !serving_) completed_.notify_all();  // somebody else must drive now
     return result;
 }
 
-Wait Engine::wait(const Request *request) {
-    return wait_until(config_.slice_ms, [request] {
+Wait Engine::wait(Request *request) {
+    return wait_until(config_.slice_ms, &request, 1, [request] {
         return request->done.load(std::memory_order_relaxed) || request->failed.load(std::memory_order_relaxed);
     });
 }
 
 Wait Engine::wait_any(Request *const *requests, size_t count) {
-    return wait_until(config_.slice_ms, [requests, count] {
+    return wait_until(config_.slice_ms, requests, count, [requests, count] {
         for (size_t i = 0; i < count; i++)
             if (requests[i] && requests[i]->done.load(std::memory_order_relaxed)) return true;
         return false;
     });
 }
 
+Wait Engine::wait_below(const Tally *tally, uint32_t limit) {
+    return wait_until(config_.slice_ms, nullptr, 0, [=] { return tally->load(std::memory_order_relaxed) < limit; });
+}
+
+Wait Engine::wait_at_most(Request *request, int limit_ms) {
+    return wait_until(std::clamp(limit_ms, 0, config_.slice_ms), &request, 1,
+                      [request] { return request->done.load(std::memory_order_relaxed); });
+}
+
+// What a thread that serves waits for: one of the requests, or the end of a watched one (their keys are odd), whose keys it gets.
+Wait Engine::wait_served(Request *const *requests, size_t count, int limit_ms, std::vector<uint64_t> *ended) {
+    const Wait result = wait_until(std::clamp(limit_ms, 0, config_.slice_ms), requests, count, [=, this] {
+        return !ended_served_.empty() ||
+               std::any_of(requests, requests + count, [](const Request *r) { return r->done.load(std::memory_order_relaxed); });
+    });
+    Locked locked(*this);
+    ended->swap(ended_served_);
+    return result;
+}
+
 Wait Engine::wait_message(uint32_t context, int32_t source, int32_t tag, Status *status) {
-    return wait_until(config_.slice_ms, [=, this] {
+    return wait_until(config_.slice_ms, nullptr, 0, [=, this] {
         const MatchQueue &queue = queue_of(context);
         if (const Message *m = queue.find_unexpected(source, tag)) {
             *status = {m->source, m->tag, Error::kNone, false, m->size, m->size};
@@ -200,13 +230,13 @@ Wait Engine::wait_message(uint32_t context, int32_t source, int32_t tag, Status 
 }
 
 Wait Engine::wait_farewell() {
-    return wait_until(config_.slice_ms, [this] { return farewell_over(); });
+    return wait_until(config_.slice_ms, nullptr, 0, [this] { return farewell_over(); });
 }
 
 Wait Engine::wait_news(uint64_t known, double seconds) {
     const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
     const int limit_ms = std::clamp(static_cast<int>(seconds * 1e3) + 1, 1, config_.slice_ms);
-    return wait_until(limit_ms, [=, this] { return news_ != known || Clock::now() >= end; });
+    return wait_until(limit_ms, nullptr, 0, [=, this] { return news_ != known || Clock::now() >= end; });
 }
 
 }  // namespace mpx

@@ -92,6 +92,9 @@ struct Request : PendingOp {
     void *owner = nullptr;
     Engine *engine = nullptr;
     uint32_t vertex = 0;
+    uint64_t watcher = 0;                    // who wants to hear of its end, see watch.cc; 0: nobody
+    std::atomic<uint32_t> *tally = nullptr;  // counted down at its end
+    bool awaited = false;                    // a thread sleeps until it is done
     Request *next_free = nullptr;
 
     uint64_t id() const { return uint64_t{index} << 32 | generation; }

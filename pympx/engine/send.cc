@@ -45,6 +45,9 @@ Request *Engine::allocate(Kind kind) {
     r->generation++;
     r->done.store(false, std::memory_order_relaxed);
     r->failed.store(false, std::memory_order_relaxed);
+    r->watcher = 0;
+    r->tally = nullptr;
+    r->awaited = false;
     r->kind = kind;
     r->stage = Stage::kIdle;
     r->mode = SendMode::kStandard;

@@ -20,6 +20,7 @@ enum AmId : uint8_t {
     kAmAgree = 10,     // see agreement.cc
     kAmRevoke = 11,    // header = context of the communicator
     kAmRaised = 15,    // see raised.h
+    kAmActive = 18,    // ActiveHeader, payload: see active.cc
     // over control lanes (lanes.cc)
     kAmWireup = 16,   // see wireup.h
     kAmLaneBye = 17,  // as kAmBye, for the lane alone
@@ -59,6 +60,11 @@ struct CtsHeader {
 struct DataHeader {
     uint64_t receiver_request;
     uint64_t offset;
+};
+struct ActiveHeader {
+    uint32_t kind;
+    uint32_t unused;
+    uint64_t header;
 };
 constexpr uint64_t kMaxRkey = 64;
 
