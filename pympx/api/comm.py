@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .. import runtime
@@ -31,6 +31,8 @@ _LAST_CONTEXT = (1 << 24) - 2
 
 
 if TYPE_CHECKING:
+    from .status import Status
+
     _Skin = _Comm[Request]  # its methods return what register() below sets
 else:
     _Skin = _Comm
@@ -156,6 +158,15 @@ class Comm(_Skin, Handled):
     def Recv_init(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
         """Make a persistent receive."""
         return self._persistent(lambda: self.Irecv(buf, source, tag))
+
+    def messages(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> AsyncIterator[Any]:
+        """Return the objects to come from `source` with `tag` as an asynchronous iterator, for ``async for`` in asyncio, trio or anyio.
+
+        `status` tells of the last one. Where recv would raise, the iteration does.
+        """
+        from ..aio.messages import Messages
+
+        return Messages(self, source, tag, status)
 
     def _persistent(self, start: Callable[[], Request]) -> Prequest:
         self.resolve()

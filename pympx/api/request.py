@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from ..bindings import request as _request
@@ -21,6 +21,14 @@ class Request(_Request, Handled):
 
     __slots__ = ()
     _table: Table[Any] = Table(0x2C000000)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Wait in asyncio, trio or anyio; the value is that of wait(). A wait that is cancelled leaves the operation going on."""
+        if not self.Get_status():
+            from ..aio.loops import until_done
+
+            yield from until_done(self)
+        return self.wait()
 
     @classmethod
     def Waitall(cls, requests: _Requests, statuses: _Statuses = None) -> bool:

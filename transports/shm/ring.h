@@ -156,13 +156,13 @@ template <class A = NativeAtomics, class O = RingOrders> struct Bell {
         A::fetch_or(pending, bit, O::kMark);
         return A::exchange(bell, kRung, O::kRing) == kAsleep;
     }
-    // Before a sleep, with all rings parked. False: somebody rang, answer first.
+    // Before a sleep, with all rings parked. False: somebody rang, answer first. Asleep already: only an exchange knows that nobody rang.
     static bool arm(uint64_t *bell) {
-        return A::cas(bell, kQuiet, kAsleep, std::memory_order_relaxed) || A::load(bell, std::memory_order_relaxed) == kAsleep;
+        return A::cas(bell, kQuiet, kAsleep, std::memory_order_relaxed) || A::cas(bell, kAsleep, kAsleep, std::memory_order_relaxed);
     }
-    // True: somebody rang since the last answer, collect the bits. Ends the state of being asleep.
+    // True: somebody rang since the last answer, collect the bits. Leaves a receiver asleep that is: another of its threads may.
     static bool answer(uint64_t *bell) {
-        return A::load(bell, std::memory_order_relaxed) != kQuiet && A::exchange(bell, kQuiet, O::kAnswer) == kRung;
+        return A::load(bell, std::memory_order_relaxed) == kRung && A::exchange(bell, kQuiet, O::kAnswer) == kRung;
     }
     static uint64_t collect(uint64_t *pending) {
         return A::load(pending, std::memory_order_relaxed) ? A::exchange(pending, 0, O::kCollect) : 0;
