@@ -1,0 +1,73 @@
+"""asyncio (and what runs on it: anyio, uvloop): a reader on the engine's descriptor while somebody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from . import loops, watch
+
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWatcher] = WeakKeyDictionary()
+
+
+class AsyncioWatcher:
+    """Of one loop: how many tasks wait, and the reader and the timer that serve them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._tasks = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call(self, function: Callable[[], None]) -> None:
+        if threading.get_ident() == self._thread:
+            function()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
+    def wait(self, begin: Callable[[Callable[[], None]], Callable[[], None] | None]) -> Generator[Any, Any, None]:
+        future = self._loop.create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        if self._tasks == 0:
+            self._loop.add_reader(watch.fileno(), self._turn)
+        self._tasks += 1
+        try:
+            undo = begin(lambda: self.call(wake))
+            if undo is None:
+                return
+            if self._tasks == 1:
+                self._turn()  # arms the transports; later every turn does
+            try:
+                yield from future
+            finally:
+                undo()
+        finally:
+            self._tasks -= 1
+            if self._tasks == 0:
+                self._loop.remove_reader(watch.fileno())
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+
+    def _turn(self) -> None:
+        ended, seconds = watch.turn()
+        loops.report(ended)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._turn)
+
+
+def watcher() -> AsyncioWatcher:
+    """Return the running loop's watcher. Raises RuntimeError when no loop runs."""
+    loop = asyncio.get_running_loop()
+    found = _watchers.get(loop)
+    if found is None:
+        found = _watchers[loop] = AsyncioWatcher(loop)
+    return found
