@@ -263,8 +263,8 @@ void Engine::mark_revoked(uint32_t context) {
         open_ep(peers_[rank]);
         send_control(peers_[rank], kAmRevoke, context);
     }
-    if (waiting_) completed_.notify_all();  // of those who probe
-    if (sleeping_) wake_sleeper();
+    tell(kEverybody);  // of those who probe
+    wake_sleepers();
 }
 
 void Engine::end_revoked(MatchQueue &queue, Request *r) {

@@ -23,8 +23,10 @@ mpx_status unless_muted(void *arg, void *ep_user, const void *header, size_t hea
 }  // namespace
 
 Engine::Engine(const Config &config, std::string job_key) : config_(config), job_key_(std::move(job_key)), peers_(config.size) {
-    wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (wake_fd_ < 0) throw std::runtime_error(std::string("eventfd: ") + std::strerror(errno));
+    for (Sleeper *sleeper : {&waiter_, &server_}) {
+        sleeper->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        if (sleeper->fd < 0) throw std::runtime_error(std::string("eventfd: ") + std::strerror(errno));
+    }
     for (int32_t rank = 0; rank < config.size; rank++) {
         peers_[rank].rank = rank;
         peers_[rank].credit = config.eager_window;
@@ -50,7 +52,7 @@ Engine::Engine(const Config &config, std::string job_key) : config_(config), job
 
 Engine::~Engine() {
     close();
-    for (const int fd : {wake_fd_, watch_fd_, watch_bell_})
+    for (const int fd : {waiter_.fd, server_.fd, watch_fd_, watch_bell_})
         if (fd >= 0) ::close(fd);
 }
 
@@ -257,7 +259,7 @@ void Engine::on_error(void *arg, mpx_ep *ep, mpx_status status) {
 void Engine::on_need_control(void *arg) {
     Transport &t = *static_cast<Transport *>(arg);
     t.needs_control = t.engine->control_needed_ = true;
-    if (t.engine->sleeping_) t.engine->wake_sleeper();
+    t.engine->wake_sleepers();
 }
 
 bool Engine::take_control_need(int *transport) {
@@ -281,7 +283,7 @@ void Engine::on_loss(Peer &p, mpx_status status) {
     if (p.failure_pending) return;
     p.failure_pending = true;
     news_++;
-    if (waiting_) completed_.notify_all();
+    tell(kEverybody);
     if (p.doomed) return;
     p.failure = status;
     failures_.push_back(&p);
@@ -372,7 +374,7 @@ void Engine::fail_receives_from(Peer &p) {
         if (!wildcard_is_hopeless(*queue)) continue;
         while (Request *r = queue->first_posted(kAnySource)) fail(r);
     }
-    if (waiting_) completed_.notify_all();  // of those who probe
+    tell(kEverybody);  // of those who probe
 }
 
 bool Engine::some_member_failed(const MatchQueue &queue) const {
@@ -444,7 +446,8 @@ void Engine::forked() {
         t->table->iface_forked(t->base);
         t->registrations->forked();
     }
-    ::close(std::exchange(wake_fd_, -1));
+    for (int *fd : {&waiter_.fd, &server_.fd, &watch_fd_, &watch_bell_})
+        if (*fd >= 0) ::close(std::exchange(*fd, -1));
 }
 
 void Engine::close() {
@@ -463,7 +466,7 @@ void Engine::close() {
     end_agreements();
     for (auto it = transports_.rbegin(); it != transports_.rend(); ++it) close_transport(**it);
     contexts_.clear();
-    if (sleeping_) wake_sleeper();
+    wake_sleepers();
     if (watched_) ring_watcher();
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -143,6 +144,7 @@ public:
     void abandon(Request *answer);
     Wait wait_below(const Tally *tally, uint32_t limit);
     Wait wait_served(Request *const *requests, size_t count, int limit_ms, std::vector<uint64_t> *ended);
+    void tell_served(uint64_t key);  // ends wait_served(), which reports the key
     Wait wait_at_most(Request *request, int limit_ms);
 
     // --- progress and waiting (progress.cc, wait.cc)
@@ -184,6 +186,17 @@ private:
     private:
         Engine &engine_;
         std::unique_lock<std::mutex> lock_;
+    };
+
+    // How a thread sleeps until its request is done: on the descriptors, one; on a condition variable, the others; those that serve on
+    // their own.
+    enum Park : uint8_t { kOnDescriptors = 1, kOnCondition = 2, kServing = 4, kEverybody = 7 };
+    // A thread inside poll(2): one of those that wait, and the service thread.
+    struct Sleeper {
+        int fd = -1;  // ends it
+        bool asleep = false;
+        bool woken = false;  // and was told to look again
+        void wake();
     };
 
     // set-up and failure
@@ -301,12 +314,15 @@ private:
     unsigned progress_locked();
     bool lanes_due();
     bool arm_all();
-    void wake_sleeper();
-    template <class Ready> Wait wait_until(int limit_ms, Request *const *awaited, size_t count, Ready ready);
-    bool sleep(std::unique_lock<std::mutex> &lock, int limit_ms);
+    void wake_sleepers();
+    void tell(unsigned parks);
+    template <class Ready> Wait wait_until(int limit_ms, Request *const *awaited, size_t count, Ready ready, Park park = kOnCondition);
+    bool sleep(std::unique_lock<std::mutex> &lock, Sleeper &, int limit_ms);
     mpx_status protocol_violation(Peer &);
     void install_own_handlers();
     void serve();
+    void nap(std::chrono::microseconds time);
+    void hand_over();
     void stop_service();
     void ring_watcher();
     void report_end(Request *);
@@ -336,12 +352,11 @@ private:
     std::vector<Parked> parked_;
     mpx_am_handler handlers_[MPX_AM_ID_MAX];
     uint64_t unexpected_bytes_ = 0;
-    int wake_fd_ = -1;
     std::atomic<int> contenders_{0};
-    bool sleeping_ = false;         // a thread is inside poll(2)
-    bool woken_ = false;            // and was told to look again
-    int waiting_ = 0;               // threads on the condition variable
-    int waiting_for_anything_ = 0;  // those of them that wait for more than requests
+    Sleeper waiter_, server_;
+    int waiting_ = 0;               // threads on completed_
+    int waiting_to_serve_ = 0;      // threads on call_came_
+    int waiting_for_anything_ = 0;  // threads in waits for more than requests
     struct Active {
         ActiveHandler fn = nullptr;
         void *arg = nullptr;
@@ -349,7 +364,10 @@ private:
     std::array<Active, kActiveKinds> active_;
     std::atomic<uint64_t> passes_{0};  // of progress, by whomever
     std::thread service_;
-    bool serving_ = false;  // it sleeps on the descriptors, nobody else
+    bool serving_ = false;                  // it sleeps on the descriptors, nobody else
+    std::mutex nap_mutex_;                  // a leaf
+    std::condition_variable handover_;      // ends the service thread's nap
+    std::atomic<bool> handed_over_{false};  // those who drove have stopped
     std::atomic<bool> stopping_{false};
     int watch_fd_ = -1, watch_bell_ = -1;
     bool watched_ = false;                        // an event loop relies on what was armed
@@ -359,7 +377,7 @@ private:
     long lane_tick_ = 0;           // when they were last looked at
     bool control_needed_ = false;  // by a transport
     bool needs_python_ = false;    // a transport has no native progress: whoever waits must return to move its messages
-    std::condition_variable completed_;
+    std::condition_variable completed_, call_came_;
 };
 
 }  // namespace mpx

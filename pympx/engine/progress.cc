@@ -53,7 +53,8 @@ unsigned Engine::progress_locked() {
     if (!failures_.empty()) handle_failures();  // first: what is queued for a failed peer ends with the reason
     if (!backlog_.empty()) flush_backlog();
     // A thread asleep armed the transports before this; what they say from now on may no longer ring for it.
-    if (events && sleeping_) wake_sleeper();
+    if (events && server_.asleep) server_.wake();
+    else if (events && waiter_.asleep && !serving_) waiter_.wake();
     if (events && watched_) ring_watcher();
     passes_.store(passes_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     return events;
@@ -79,15 +80,26 @@ void Engine::complete(Request *r, Error error) {
     if (r->on_done) return r->on_done(r);
     r->done.store(true, std::memory_order_release);
     if (r->watcher) report_end(r);
-    if (sleeping_ && !serving_) wake_sleeper();
-    if (waiting_for_anything_ || (waiting_ && r->awaited)) completed_.notify_all();
+    if (waiting_for_anything_) tell(kEverybody);
+    if (r->awaited) tell(r->awaited);
 }
 
-void Engine::wake_sleeper() {
-    if (woken_) return;
-    woken_ = true;
+void Engine::Sleeper::wake() {
+    if (woken) return;
+    woken = true;
     const uint64_t one = 1;
-    [[maybe_unused]] const ssize_t n = write(wake_fd_, &one, sizeof one);
+    [[maybe_unused]] const ssize_t n = write(fd, &one, sizeof one);
+}
+
+void Engine::tell(unsigned parks) {
+    if (parks & kOnDescriptors && waiter_.asleep) waiter_.wake();
+    if (parks & kOnCondition && waiting_) completed_.notify_all();
+    if (parks & kServing && waiting_to_serve_) call_came_.notify_all();
+}
+
+void Engine::wake_sleepers() {
+    if (waiter_.asleep) waiter_.wake();
+    if (server_.asleep) server_.wake();
 }
 
 // True when every transport will ring; false when work arrived meanwhile.
@@ -99,8 +111,8 @@ bool Engine::arm_all() {
 }
 
 // Engine lock held on entry and on return, released inside. True: something may have happened; false: signal or slice over.
-bool Engine::sleep(std::unique_lock<std::mutex> &lock, int limit_ms) {
-    std::vector<pollfd> fds{{wake_fd_, POLLIN, 0}};
+bool Engine::sleep(std::unique_lock<std::mutex> &lock, Sleeper &self, int limit_ms) {
+    std::vector<pollfd> fds{{self.fd, POLLIN, 0}};
     int slice = limit_ms;
     for (const auto &t : transports_) {
         if (closed_) break;
@@ -108,41 +120,47 @@ bool Engine::sleep(std::unique_lock<std::mutex> &lock, int limit_ms) {
         if (t->attr.caps & MPX_CAP_EVENT_FD) fds.push_back({t->ops->event_fd(t->iface), POLLIN, 0});
         else slice = kSliceWithoutEvents;
     }
-    sleeping_ = true;
-    woken_ = false;
+    self.asleep = true;
+    self.woken = false;
     lock.unlock();
     const int ready = poll(fds.data(), fds.size(), slice);
     lock.lock();
-    sleeping_ = false;
+    self.asleep = false;
     uint64_t drained;
-    [[maybe_unused]] const ssize_t n = read(wake_fd_, &drained, sizeof drained);
+    [[maybe_unused]] const ssize_t n = read(self.fd, &drained, sizeof drained);
     return ready > 0 || (ready == 0 && slice < limit_ms);
 }
 
 // `awaited`: the requests that end the wait; none: anything may.
-template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awaited, size_t count, Ready ready) {
+template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awaited, size_t count, Ready ready, Park park) {
     Locked locked(*this);
     auto &lock = locked.lock();
+    const auto say_how = [&](Park how) {
+        for (size_t i = 0; i < count; i++)
+            if (awaited[i]) awaited[i]->awaited |= how;
+    };
+    bool aside = park == kServing;  // leaves the descriptors to the service thread, where there is one
+    waiting_for_anything_ += count == 0;
     const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(config_.spin_seconds));
     const auto start = Clock::now();
     const auto slice_end = start + std::chrono::milliseconds(limit_ms);
     auto spin_end = start + spin;
     Wait result = Wait::kDone;
-    bool spun = false;
+    bool spun = false, slept = false;
     for (;;) {
         if (ready()) break;
         if (!parked_.empty() || control_needed_) {
             result = Wait::kNeedPython;
             break;
         }
-        if (serving_ ? spun : sleeping_) {  // another thread drives
-            for (size_t i = 0; i < count; i++)
-                if (awaited[i]) awaited[i]->awaited = true;
-            ++waiting_;
-            waiting_for_anything_ += count == 0;
-            const bool told = completed_.wait_until(lock, slice_end) == std::cv_status::no_timeout;
-            waiting_for_anything_ -= count == 0;
-            --waiting_;
+        if (serving_ ? spun && (waiter_.asleep || aside) : waiter_.asleep) {  // another thread drives
+            if (!waiter_.asleep && !handed_over_) hand_over();
+            say_how(park);
+            const bool serves = park == kServing;
+            int &sleepers = serves ? waiting_to_serve_ : waiting_;
+            ++sleepers;
+            const bool told = (serves ? call_came_ : completed_).wait_until(lock, slice_end) == std::cv_status::no_timeout;
+            --sleepers;
             if (told) continue;
             if (!ready()) result = Wait::kInterrupted;
             break;
@@ -163,7 +181,7 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awa
             break;
         }
         spun = time >= spin_end;
-        if (serving_ && spun) continue;
+        if (serving_ && spun && (waiter_.asleep || aside)) continue;
         if (!spun || !arm_all()) {
             const bool wanted = config_.crowded || contenders_.load(std::memory_order_relaxed) > 0;
             lock.unlock();
@@ -171,14 +189,19 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awa
             lock.lock();
             continue;
         }
-        if (!sleep(lock, limit_ms)) {
+        say_how(kOnDescriptors);
+        if (!sleep(lock, waiter_, limit_ms)) {
             if (!ready()) result = Wait::kInterrupted;
             break;
         }
         for (const auto &t : transports_) t->attention = kPassesPerTurn;  // one of them has rung
-        spin_end = Clock::now() + spin;
+        slept = true;
+        if (serving_) aside = true;  // it may have been for a call, whose thread this one would only be in the way of
+        else spin_end = Clock::now() + spin;
     }
+    waiting_for_anything_ -= count == 0;
     if (waiting_ && !serving_) completed_.notify_all();  // somebody else must drive now
+    else if (waiting_ && slept && !handed_over_) hand_over();
     return result;
 }
 
@@ -207,10 +230,13 @@ Wait Engine::wait_at_most(Request *request, int limit_ms) {
 
 // What a thread that serves waits for: one of the requests, or the end of a watched one (their keys are odd), whose keys it gets.
 Wait Engine::wait_served(Request *const *requests, size_t count, int limit_ms, std::vector<uint64_t> *ended) {
-    const Wait result = wait_until(std::clamp(limit_ms, 0, config_.slice_ms), requests, count, [=, this] {
-        return !ended_served_.empty() ||
-               std::any_of(requests, requests + count, [](const Request *r) { return r->done.load(std::memory_order_relaxed); });
-    });
+    const Wait result = wait_until(
+        std::clamp(limit_ms, 0, config_.slice_ms), requests, count,
+        [=, this] {
+            return !ended_served_.empty() ||
+                   std::any_of(requests, requests + count, [](const Request *r) { return r->done.load(std::memory_order_relaxed); });
+        },
+        kServing);
     Locked locked(*this);
     ended->swap(ended_served_);
     return result;

@@ -92,7 +92,7 @@ mpx_status Engine::on_raised(void *arg, void *ep_user, const void *, size_t head
     if (known == e.reports_.end()) e.reports_.push_back(std::move(report));
     else *known = std::move(report);
     e.news_++;
-    if (e.waiting_) e.completed_.notify_all();
+    e.tell(kEverybody);
     e.tell_raised_to(p);
     return MPX_OK;
 }

@@ -164,7 +164,7 @@ void Engine::keep(MatchQueue &queue, Message *m) {
     if (m->form != Message::Form::kRts) unexpected_bytes_ += m->size;
     if (queue.revoked) return reject(m);
     queue.add_unexpected(m);
-    if (waiting_for_anything_) completed_.notify_all();
+    if (waiting_for_anything_) tell(kEverybody);
 }
 
 mpx_status Engine::on_eager(void *arg, void *ep_user, const void *header, size_t header_length, void *data, size_t length, unsigned) {

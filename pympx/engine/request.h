@@ -94,7 +94,7 @@ struct Request : PendingOp {
     uint32_t vertex = 0;
     uint64_t watcher = 0;                    // who wants to hear of its end, see watch.cc; 0: nobody
     std::atomic<uint32_t> *tally = nullptr;  // counted down at its end
-    bool awaited = false;                    // a thread sleeps until it is done
+    uint8_t awaited = 0;                     // by a thread that sleeps: Engine::Park
     Request *next_free = nullptr;
 
     uint64_t id() const { return uint64_t{index} << 32 | generation; }

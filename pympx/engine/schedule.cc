@@ -184,8 +184,8 @@ void Engine::run_vertex(Execution &x, uint32_t index) {
             void *inout = x.at(v.destination_buffer, v.destination_offset);
             if (b.python_op) {
                 parked_.push_back({&x, index, b.python_op, in, inout, v.bytes});
-                if (sleeping_) wake_sleeper();
-                if (waiting_) completed_.notify_all();
+                wake_sleepers();
+                tell(kEverybody);
                 return;
             }
             b.reduce(in, inout, v.bytes / b.element_size);
@@ -221,8 +221,8 @@ void Engine::vertex_ended(Execution &x, uint32_t vertex, Error error) {
         withdraw_receives(x);
         tell_successors(x);
         x.request->failed.store(true, std::memory_order_release);
-        if (sleeping_) wake_sleeper();
-        if (waiting_) completed_.notify_all();
+        wake_sleepers();
+        tell(kEverybody);
     }
     if (x.error != Error::kNone) return;
     const Schedule::Vertex &v = x.schedule->vertices[vertex];

@@ -47,7 +47,7 @@ Request *Engine::allocate(Kind kind) {
     r->failed.store(false, std::memory_order_relaxed);
     r->watcher = 0;
     r->tally = nullptr;
-    r->awaited = false;
+    r->awaited = 0;
     r->kind = kind;
     r->stage = Stage::kIdle;
     r->mode = SendMode::kStandard;
@@ -226,7 +226,7 @@ void Engine::add_to_backlog(Peer &p) {
     if (p.in_backlog) return;
     p.in_backlog = true;
     backlog_.push_back(&p);
-    if (sleeping_) wake_sleeper();  // it must arm for this ep too
+    wake_sleepers();  // it must arm for this ep too
 }
 
 void Engine::queue(Peer &p, PendingOp *op) {

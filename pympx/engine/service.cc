@@ -1,14 +1,16 @@
 // The native service thread: it drives progress while the program computes, so that calls, active messages and one-sided access are served
 // whatever the program does. See "serving" in engine.h.
 //
-// Threads: one per engine, from start_service() to close(); it blocks all signals, runs no Python and never needs the GIL. While it is
-// there nobody else sleeps on the transports' descriptors: who waits polls for a while and then sleeps on the condition variable, and this
-// thread wakes it. While others drive (their passes are counted) it naps, unarmed, so that their messages ring for nobody.
+// Threads: one per engine, from start_service() to close(); it blocks all signals, runs no Python and never needs the GIL. While others
+// drive (their passes are counted) it naps, unarmed, so that their messages ring for nobody; else it sleeps on the transports' descriptors,
+// beside a thread that waits. Who waits for calls never sleeps there: such a thread sleeps on the condition variable, and hands over to
+// this one.
 #include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <time.h>
 
+#include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -18,13 +20,10 @@
 namespace mpx {
 namespace {
 
-constexpr long kNapNs = 50'000;        // how late it may notice that nobody drives any more
+// How late it may notice that nobody drives any more, where nobody hands over: longer while others have driven on and on, for a timer that
+// fires in the middle of their messages costs them much (in a virtual machine 10 us and more).
+constexpr std::chrono::microseconds kNap{75}, kLongestNap{600};
 constexpr unsigned long kSlackNs = 1;  // the kernel's own 50 us would double that
-
-void nap() {
-    const timespec time{0, kNapNs};
-    clock_nanosleep(CLOCK_MONOTONIC, 0, &time, nullptr);
-}
 
 }  // namespace
 
@@ -48,7 +47,6 @@ void Engine::start_service() {
         throw std::runtime_error(std::string("no service thread: ") + error.what());
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    if (sleeping_) wake_sleeper();  // it sleeps on the condition variable from now on
 }
 
 void Engine::stop_service() {
@@ -56,12 +54,25 @@ void Engine::stop_service() {
         Locked locked(*this);
         if (!service_.joinable()) return;
         stopping_.store(true, std::memory_order_relaxed);
-        if (sleeping_) wake_sleeper();
+        server_.wake();
+        hand_over();
     }
     service_.join();
     Locked locked(*this);
     serving_ = false;
     completed_.notify_all();  // somebody else must drive now
+}
+
+// Not under the engine lock, which those who drive hold most of the time: to wait for it would slow them down.
+void Engine::nap(std::chrono::microseconds time) {
+    std::unique_lock lock(nap_mutex_);
+    if (!handed_over_) handover_.wait_for(lock, time);
+}
+
+void Engine::hand_over() {
+    const std::lock_guard lock(nap_mutex_);
+    handed_over_ = true;
+    handover_.notify_one();
 }
 
 void Engine::serve() {
@@ -71,27 +82,24 @@ void Engine::serve() {
     auto &lock = locked.lock();
     uint64_t seen = passes_.load(std::memory_order_relaxed);
     while (!stopping_.load(std::memory_order_relaxed)) {
-        if (sleeping_) {  // since before there was this thread
-            wake_sleeper();
+        const uint64_t passes = passes_.load(std::memory_order_relaxed);
+        if (passes != seen) {  // others drive
+            handed_over_ = false;
             lock.unlock();
-            nap();
-            lock.lock();
-            continue;
-        }
-        const bool others_drive = passes_.load(std::memory_order_relaxed) != seen;
-        const unsigned events = progress_locked();
-        seen = passes_.load(std::memory_order_relaxed);
-        if (waiting_ && (!parked_.empty() || control_needed_ || (events && waiting_for_anything_))) completed_.notify_all();
-        if (others_drive) {
-            lock.unlock();
-            for (uint64_t last = 0; last != seen && !stopping_.load(std::memory_order_relaxed);) {
-                last = seen;
-                nap();
-                seen = passes_.load(std::memory_order_relaxed);
+            auto time = kNap;
+            for (uint64_t last = seen; !stopping_.load(std::memory_order_relaxed); time = std::min(2 * time, kLongestNap)) {
+                nap(time);
+                const uint64_t now = passes_.load(std::memory_order_relaxed);
+                if (handed_over_ || now == last) break;
+                last = now;
             }
             lock.lock();
-        } else if (!events && arm_all()) {
-            sleep(lock, config_.slice_ms);
+        }
+        const unsigned events = progress_locked();
+        seen = passes_.load(std::memory_order_relaxed);
+        if (!parked_.empty() || control_needed_ || (events && waiting_for_anything_)) tell(kEverybody);
+        if (!events && arm_all()) {
+            sleep(lock, server_, config_.slice_ms);
         } else {
             lock.unlock();  // others want it too
             lock.lock();

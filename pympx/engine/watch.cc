@@ -70,11 +70,17 @@ bool Engine::watch_request(Request *r, uint64_t key) {
 void Engine::report_end(Request *r) {
     if (r->watcher & 1) {
         ended_served_.push_back(r->watcher);
-        if (waiting_) completed_.notify_all();
+        tell(kServing);
     } else {
         ended_.push_back(r->watcher);
         if (watched_) ring_watcher();
     }
+}
+
+void Engine::tell_served(uint64_t key) {
+    Locked locked(*this);
+    ended_served_.push_back(key);
+    tell(kServing);
 }
 
 void Engine::ring_watcher() {

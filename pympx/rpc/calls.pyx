@@ -64,7 +64,8 @@ cdef unsigned long server = 0     # the thread that serves
 cdef Request *incoming = NULL     # what it waits for
 cdef bint stopping = False
 cdef int depth = 0
-cdef uint64_t next_key = 1
+cdef enum: WAKE = 1               # a key that means nothing
+cdef uint64_t next_key = 3
 cdef dict watched = {}            # key: call that the serving thread is to settle
 cdef list deadlines = []          # heap of (time, key, call)
 
@@ -157,6 +158,7 @@ cdef class Pending:
     cdef readonly int rank
     cdef readonly uint32_t id
     cdef bint taken           # somebody has the result
+    cdef bint dropped         # nobody wants it
     cdef int users            # threads that wait for `answer` without the GIL
 
     def __dealloc__(self):
@@ -175,7 +177,11 @@ cdef class Pending:
         if self.message != NULL:
             orphan(self.message, NULL, NULL, self.kept, False)
             self.message = NULL
-        if self.answer != NULL and self.taken:
+        if self.answer != NULL and self.dropped:
+            with nogil:
+                engine().abandon(self.answer)
+            self.answer = NULL
+        elif self.answer != NULL and self.taken:
             runtime.engine.release(self.answer)
             self.answer = NULL
         return 0
@@ -365,6 +371,7 @@ class Call(Future):
     _pending = None
     _function = None
     _expires = 0.0
+    _expiring = False
     _hears = False   # the serving thread, or an event loop, settles it
 
     # What concurrent.futures works with is made when it is asked for: most calls are waited for by nothing but result().
@@ -453,6 +460,13 @@ class Call(Future):
         cdef Pending p = self._pending
         if self._state != "PENDING" or p.taken:
             return
+        if self._expiring:  # on another thread
+            condition = self._condition
+            with condition:
+                if self._state == "PENDING":
+                    condition.wait()
+            return
+        self._expiring = True
         withdrawn = withdraw(p)
         if p.taken or p.answer == NULL or p.answer.done.load():
             return self._settle()
@@ -533,17 +547,12 @@ class Call(Future):
 
 
 cdef int drop(Pending p, bint withdrawn) except -1:
-    """Nobody wants the answer any more."""
-    cdef Request *answer = p.answer
-    p.taken = True
-    if p.users:
-        return 0  # whoever waits for it gives it back
-    p.answer = NULL
-    with nogil:
-        if withdrawn:
-            runtime.engine.cancel(answer)
-        engine().abandon(answer)
-    return 0
+    """Nobody wants the answer any more; `withdrawn`: it will not come."""
+    p.taken = p.dropped = True
+    if withdrawn:
+        with nogil:
+            runtime.engine.cancel(p.answer)
+    return p.let_go()
 
 
 cdef bint withdraw(Pending p) except -1:
@@ -611,6 +620,9 @@ cdef int listen(object call, Pending p) except -1:
 
 cdef int watch_deadline(object call) except -1:
     heapq.heappush(deadlines, (call._expires, id(call), call))
+    if deadlines[0][2] is call:  # the serving thread has to wake earlier
+        with nogil:
+            engine().tell_served(WAKE)
     return 0
 
 
@@ -623,8 +635,8 @@ cdef int expire() except -1:
         if call._state == "PENDING" and left > 0:
             return <int>min(1000.0, left * 1e3 + 1)
         heapq.heappop(deadlines)
-        if call._state == "PENDING":
-            call._settle()
+        call._settle()
+        if not call._expiring:
             call._expire()
     return 1000
 
@@ -637,6 +649,8 @@ cdef int serve_until(Request *until, int limit_ms) except -1:
     cdef size_t count = 1
     cdef Wait outcome
     cdef vector[uint64_t] ended
+    if deadlines:
+        limit_ms = min(limit_ms, expire())  # which may serve
     if incoming == NULL:
         incoming = runtime.engine.try_irecv(CALLS, ANY_SOURCE, ANY_TAG, NULL, 0, True, 0)
         if incoming == NULL:
@@ -646,8 +660,6 @@ cdef int serve_until(Request *until, int limit_ms) except -1:
     if until != NULL:
         requests[1] = until
         count = 2
-    if deadlines:
-        limit_ms = min(limit_ms, expire())
     if not incoming.done.load() and not (until != NULL and until.done.load()):
         with nogil:
             outcome = engine().wait_served(requests, count, limit_ms, &ended)
@@ -657,7 +669,7 @@ cdef int serve_until(Request *until, int limit_ms) except -1:
             call = watched.pop(key, None)
             if call is not None:
                 call._settle()
-    if incoming.done.load() and not stopping:
+    if incoming != NULL and incoming.done.load() and not stopping:
         found = incoming
         incoming = NULL
         answer(found)

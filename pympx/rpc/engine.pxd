@@ -21,6 +21,7 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
         Wait wait_below(const Tally *, uint32_t)
         Wait wait_served(Request **, size_t, int, vector[uint64_t] *)
         Wait wait_at_most(Request *, int)
+        void tell_served(uint64_t)
         cbool watch_request(Request *, uint64_t)
         Error send_active(int32_t, uint32_t, uint64_t, const void *, size_t) except +
         void abandon(Request *)
