@@ -9,8 +9,8 @@ for PYMPX_TRANSPORT; default: the option ``--transports``), ``launcher`` ("mpiex
 
 The outer session, the one that the user started, runs nothing of such a test itself: it starts a launcher with an inner session
 per rank, which runs just that test (fixtures included) and writes its reports as JSON into a directory that both sides know.
-With ``--ranks-batch N`` up to N tests in a row that want the same job (ranks, transport, launcher) share it; no rank begins a
-test before all ranks are through with the one before, and after a failure the rest gets a new job.
+With ``--ranks-batch N`` tests that want the same job (ranks, transport, launcher) are put side by side, and up to N of them share it;
+no rank begins a test before all ranks are through with the one before, and after a failure the rest gets a new job.
 """
 
 from __future__ import annotations
@@ -115,6 +115,18 @@ class OuterSession:
         self._places: dict[pytest.Item, int] = {}
         self._items: list[pytest.Item] = []
         self._batch: Batch | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Put tests that can share a job side by side, those that want other jobs and those without the mark before them."""
+        if int(self._config.getoption("ranks_batch")) > 1:
+            items.sort(key=self._order)
+
+    def _order(self, item: pytest.Item) -> tuple[int, int, str, str]:
+        mark = item.get_closest_marker("ranks")
+        if mark is None or not isinstance(item, pytest.Function):
+            return 0, 0, "", ""
+        return 2 - bool(mark.kwargs.get("fresh")), *self._wants(item)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._items = session.items

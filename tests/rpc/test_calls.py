@@ -214,6 +214,7 @@ def test_ten_thousand_in_flight(comm: Any) -> None:
 @pytest.mark.ranks(2)
 def test_notifications(comm: Any, caplog: pytest.LogCaptureFixture) -> None:
     to = peer(comm)
+    comm.Barrier()  # both hear the log
     for _ in range(100):
         rpc.notify(to, count, "told")
     rpc.notify(to, count, np.zeros(1).tobytes() * 100_000)
