@@ -21,6 +21,7 @@ namespace {
 
 // While spinning: the hot socket is read this often before epoll is asked, when it is silent and when it speaks.
 constexpr unsigned kIdleSpins = 16, kBusySpins = 32;
+constexpr unsigned kLoneSpins = 128;  // with one connection, only strangers wait for what it costs each message
 constexpr uint32_t kSilentMs = 2500;  // without a sign of the peer's kernel, though it was asked twice
 
 // Ends a connection with a reset. Where only the way from the peer is dark, this reaches it; a FIN would wait behind data that nobody
@@ -152,7 +153,8 @@ unsigned Iface::progress() {
         else ++i;
     }
     if (hot) events += hot->read_in();
-    const bool ask = events ? ++busy_spins >= (writers ? 2 : kBusySpins) : ++idle_spins >= kIdleSpins || writers;
+    const bool ask =
+        events ? ++busy_spins >= (writers ? 2 : kBusySpins) : ++idle_spins >= (links.size() > 1 ? kIdleSpins : kLoneSpins) || writers;
     if (ask || force_poll || !hot) {
         busy_spins = idle_spins = 0;
         force_poll = false;

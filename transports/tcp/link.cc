@@ -76,7 +76,8 @@ ssize_t Link::send_iov(const iovec *iov, size_t cnt) {
     msg.msg_iov = const_cast<iovec *>(iov);
     msg.msg_iovlen = cnt;
     for (;;) {
-        const ssize_t n = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        const ssize_t n =
+            cnt == 1 ? send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT) : sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n >= 0) {
             sent += static_cast<size_t>(n);
             iface->bytes_sent += static_cast<size_t>(n);
