@@ -196,6 +196,7 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awa
         }
         for (const auto &t : transports_) t->attention = kPassesPerTurn;  // one of them has rung
         slept = true;
+        spun = false;                // what has rung is to be looked at
         if (serving_) aside = true;  // it may have been for a call, whose thread this one would only be in the way of
         else spin_end = Clock::now() + spin;
     }
