@@ -61,8 +61,9 @@ def when_ready(call: Callable[[], None]) -> None:
     """Call `call` once the engine runs; at once if it does."""
     with _lock:
         if _connected:
-            return call()
-        _on_ready.append(call)
+            call()
+        else:
+            _on_ready.append(call)
 
 
 def announce(word: str) -> None:

@@ -1,4 +1,4 @@
-"""A manager gives tasks to workers by calls; a worker that dies loses none. Counts the solutions of n queens. See README.md beside this file."""
+"""A manager gives tasks to workers by calls; a worker that dies loses none. Counts solutions of n queens. See README.md beside it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ dies_after = -1
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="tasks.py", description=__doc__)
-    parser.add_argument("--queens", type=int, default=10, metavar="N", choices=sorted(queens.PUBLISHED), help="size of the board (default 10)")
+    sizes = sorted(queens.PUBLISHED)
+    parser.add_argument("--queens", type=int, default=10, metavar="N", choices=sizes, help="size of the board (default 10)")
     parser.add_argument("--rows", type=int, default=3, metavar="R", help="a task is a way to fill the first R rows (default 3)")
     parser.add_argument("--ahead", type=int, default=4, metavar="K", help="calls that a worker has outstanding (default 4)")
-    parser.add_argument("--kill", metavar="RANK:AFTER", help="let a worker kill itself in the middle of the task after so many (needs a launcher"
-                        " that lets the others go on: python -m pympx run --keep-going)")  # fmt: skip
+    parser.add_argument("--kill", metavar="RANK:AFTER", help="let a worker kill itself in the middle of the task after so many"
+                        " (needs a launcher that lets the others go on: python -m pympx run --keep-going)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args(argv)
     if not 1 <= options.rows < options.queens or options.ahead < 1:

@@ -28,7 +28,7 @@ class AsyncioWatcher:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function)
 
-    def wait(self, begin: Callable[[Callable[[], None]], Callable[[], None] | None]) -> Generator[Any, Any, None]:
+    def wait(self, begin: loops.Begin) -> Generator[Any, Any, None]:
         future = self._loop.create_future()
 
         def wake() -> None:

@@ -14,12 +14,15 @@ from typing import Any, Protocol
 from ..bindings.request import Request
 from . import watch
 
+#: is told whom to wake, from any thread, and returns what undoes that; None: there is nothing to wait for
+Begin = Callable[[Callable[[], None]], Callable[[], None] | None]
+
 
 class Watcher(Protocol):
     """What a kind of event loop implements."""
 
-    def wait(self, begin: Callable[[Callable[[], None]], Callable[[], None] | None]) -> Generator[Any, Any, None]:
-        """Suspend the task: `begin(wake)` says whom to wake, from any thread, and returns what undoes that; None: there is nothing to wait for."""
+    def wait(self, begin: Begin) -> Generator[Any, Any, None]:
+        """Suspend the task until it is woken."""
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` in the loop, from any thread."""

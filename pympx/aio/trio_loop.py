@@ -31,7 +31,7 @@ class TrioWatcher:
         except trio.RunFinishedError:
             pass
 
-    def wait(self, begin: Callable[[Callable[[], None]], Callable[[], None] | None]) -> Generator[Any, Any, None]:
+    def wait(self, begin: loops.Begin) -> Generator[Any, Any, None]:
         woken = trio.Event()
         self._tasks += 1
         try:

@@ -2,18 +2,21 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from typing_extensions import disjoint_base
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+@disjoint_base
 class Pending:
     rank: int
     id: int
 
-class Call(Future[T], Generic[T]):
-    def __await__(self) -> Generator[Any, None, T]: ...
+class Call(Future[_T], Generic[_T]):
+    def __await__(self) -> Generator[Any, None, _T]: ...
 
 @overload
-def call(rank: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Call[T]: ...
+def call(rank: int, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Call[_T]: ...
 @overload
 def call(rank: int, function: str, /, *args: Any, **kwargs: Any) -> Call[Any]: ...
 def begin(rank: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> Call[Any]: ...

@@ -75,7 +75,7 @@ cdef inline CallEngine *engine() noexcept nogil:
 
 
 def open_calls(int rank, int ranks, uint32_t backlog):
-    """Prepare for calls between `ranks` ranks, `backlog` of them at most outstanding to each. Raises RuntimeError where they cannot be served."""
+    """Prepare for calls between `ranks` ranks, at most `backlog` outstanding to each. Raises RuntimeError where none can be served."""
     global tallies, size, own_rank, limit
     engine().start_service()
     book.open(runtime.engine[0], ranks)
@@ -126,7 +126,7 @@ cdef bytes encode_call(uint32_t id, bytes name, object function, tuple args, dic
     cdef Tail t
     cdef bytes one
     if length > <Py_ssize_t>sizeof(end):
-        raise ValueError(f"the name of a function is {named} bytes long, at most {sizeof(end) - sizeof(Tail)} are possible: {name[:80]!r}...")
+        raise ValueError(f"the name of a function has {named} bytes, at most {sizeof(end) - sizeof(Tail)} are possible: {name[:80]!r}...")
     memcpy(tail, PyBytes_AS_STRING(name), named)
     t.id = id
     t.name_length = <uint16_t>named
@@ -582,12 +582,11 @@ def ping(int rank):
     check(rank)
     cdef Pending p = Pending.__new__(Pending)
     cdef Status status
-    cdef Error error
     cdef uint32_t id = take_id()
     cdef double begun = <double>monotonic()
     with nogil:
         p.answer = runtime.engine.irecv(WORDS, rank, <int32_t>id, NULL, 0, True)
-        error = engine().send_active(rank, kActiveEcho, match_word(WORDS, <int32_t>id), NULL, 0)
+        engine().send_active(rank, kActiveEcho, match_word(WORDS, <int32_t>id), NULL, 0)
     p.rank = rank
     wait_answer(p, 0)
     cdef double seconds = <double>monotonic() - begun

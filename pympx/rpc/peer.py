@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from . import calls
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Peer:
     deadline: float | None = None
 
     @overload
-    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> calls.Call[T]: ...
+    def call(self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> calls.Call[_T]: ...
     @overload
     def call(self, function: str, /, *args: Any, **kwargs: Any) -> calls.Call[Any]: ...
     def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any, TypeVar, overload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -70,14 +70,15 @@ def name_of(function: Callable[..., Any] | str) -> bytes:
     """
     if isinstance(function, str):
         name = (_EXPORTED + function).encode()
-    elif isinstance(function, (FunctionType, BuiltinFunctionType)) and (getattr(function, "__self__", None) is None or _is_module(function)):
+    elif isinstance(function, (FunctionType, BuiltinFunctionType)) and _is_free(function):
         module, path = function.__module__ or "builtins", function.__qualname__
         try:
             found = _look_up(module, path)
         except (ImportError, AttributeError):
             found = None
         if found is not function:
-            raise TypeError(f"{path} is not found as {module}.{path}, so other ranks cannot either: define it at the top of a module, or export it")
+            cure = "define it at the top of a module, or export it"
+            raise TypeError(f"{path} is not found as {module}.{path}, so other ranks cannot find it either: {cure}")
         name = f"{module}:{path}".encode()
     elif callable(function):
         return b""
@@ -87,8 +88,9 @@ def name_of(function: Callable[..., Any] | str) -> bytes:
     return name
 
 
-def _is_module(function: Any) -> bool:
-    return isinstance(function.__self__, type(sys))
+def _is_free(function: Any) -> bool:
+    """Whether a function is no method bound to an object (those of C modules are bound to the module)."""
+    return isinstance(getattr(function, "__self__", None), (ModuleType, NoneType))
 
 
 def _look_up(module: str, path: str) -> Any:

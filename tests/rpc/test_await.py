@@ -114,7 +114,8 @@ def test_other_tasks_run_while_one_waits(comm: Any) -> None:
 
         async def others() -> None:
             nonlocal turns
-            for turns in range(1, 51):
+            for _ in range(50):
+                turns += 1
                 await asyncio.sleep(0)
             await comm.isend(None, 1, 1)
 

@@ -66,8 +66,10 @@ def not_picklable() -> Any:
 
 def down(n: int) -> int:
     """A chain of nested calls around the ring, n deep."""
-    rank = MPI.COMM_WORLD.rank
-    return 0 if n == 0 else 1 + rpc.call((rank + 1) % MPI.COMM_WORLD.size, down, n - 1).result()
+    if n == 0:
+        return 0
+    below: int = rpc.call(peer(MPI.COMM_WORLD), down, n - 1).result()
+    return below + 1
 
 
 class Counter:
@@ -115,7 +117,8 @@ def test_functions_by_reference_by_name_and_in_the_pickle(comm: Any) -> None:
 def test_values_of_all_kinds_and_sizes(comm: Any, length: int) -> None:
     block = np.random.default_rng(length).bytes(length)
     array = np.frombuffer(block, np.uint8)
-    for value in (block, bytearray(block), array, [array, block, array[::2]], (block, None), {"a": block}):
+    values: list[Any] = [block, bytearray(block), array, [array, block, array[::2]], (block, None), {"a": block}]
+    for value in values:
         got = rpc.call(peer(comm), echo, value).result()
         if isinstance(value, np.ndarray):
             assert np.array_equal(got, value) and got.dtype == value.dtype
@@ -144,7 +147,7 @@ def test_what_a_function_raises_the_call_raises(comm: Any) -> None:
     with pytest.raises(Exception, match="pickle"):
         rpc.call(to, not_picklable).result()
     with pytest.raises(TypeError, match="unexpected keyword"):
-        rpc.call(to, add, 1, c=2).result()
+        rpc.call(to, add, 1, c=2).result()  # type: ignore[call-arg]
     assert rpc.call(to, add, 1, 1).result() == 2
     comm.Barrier()
 

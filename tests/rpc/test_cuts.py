@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cutting import Cutter
 
 from pympx import rpc
 from pympx.bindings import runtime
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "faults"))
-from cutting import Cutter
 
 LONG = os.environ.get("PYMPX_TEST_LONG") == "1"
 CALLS, CUTS = (100_000, 1000) if LONG else (10_000, 100)

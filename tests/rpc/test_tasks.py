@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
+from apps.tasks import queens
 from pympx.testing.hang import format_stacks, run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
-from apps.tasks import queens
 
 
 def run(ranks: int, transport: str, record: Path, *words: str, keep_going: bool = False) -> tuple[dict[str, Any], str]:
