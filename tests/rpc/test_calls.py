@@ -91,7 +91,7 @@ def _twice(value: Any) -> Any:
 
 
 def peer(comm: Any) -> int:
-    return (comm.rank + 1) % comm.size
+    return int((comm.rank + 1) % comm.size)
 
 
 @pytest.mark.ranks([1, 2, 3])

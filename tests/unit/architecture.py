@@ -163,7 +163,7 @@ def check_layers(root: Path) -> list[str]:
     """collectives, dsm and rpc never import or name a transport."""
     found = []
     names = transport_names(root)
-    for room in ("collectives", "dsm", "rpc"):
+    for room in ("collectives", "dsm", "rpc", "aio"):
         folder = root / "pympx" / room
         for place, imported in _imports_of(root, folder):
             if within(imported, "pympx.transports") or within(imported, "pympx.plugins"):
