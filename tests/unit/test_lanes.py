@@ -36,7 +36,7 @@ def run(place: Path, *commands: str, minutes: float = 1.0, junit: str = "") -> l
 
 def test_every_lane_says_what_it_shows_and_its_commands_exist() -> None:
     short, long = (lanes.load_lanes(CI / "lanes.toml", is_long) for is_long in (False, True))
-    expected = "lint unit engine-asan engine-tsan conformance regcache launch hosts api layers faults fuzz stress confined verbs"
+    expected = "lint unit engine-asan engine-tsan conformance regcache launch hosts api rpc layers faults fuzz stress confined verbs"
     expected += " compat apps"
     assert [lane.name for lane in short] == [lane.name for lane in long] == expected.split()
     for lane in [*short, *long]:
