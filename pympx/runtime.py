@@ -256,9 +256,14 @@ def finalize() -> None:
             return
         if _announced and not _connected and _job_with_others():
             start()
+        calls = list(_before_farewell) if engine.is_running() else []
+        _before_farewell.clear()
+    for call in calls:  # without the lock: they may wait for other threads
+        call()
+    with _lock:
+        if _finalized:
+            return
         if engine.is_running():
-            for call in _before_farewell:
-                call()
             engine.farewell()
         _finalized = True
         _end("pympx was finalized")

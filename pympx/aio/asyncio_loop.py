@@ -1,4 +1,4 @@
-"""asyncio (and what runs on it: anyio, uvloop): a reader on the engine's descriptor while somebody waits."""
+"""asyncio (and what runs on it: anyio, uvloop): a reader on the engine's descriptor, until it is called when nobody waits any more."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class AsyncioWatcher:
         self._loop = loop
         self._thread = threading.get_ident()
         self._tasks = 0
+        self._reads = False
         self._timer: asyncio.TimerHandle | None = None
 
     def call(self, function: Callable[[], None]) -> None:
@@ -35,14 +36,14 @@ class AsyncioWatcher:
             if not future.done():
                 future.set_result(None)
 
-        if self._tasks == 0:
-            self._loop.add_reader(watch.fileno(), self._turn)
         self._tasks += 1
         try:
             undo = begin(lambda: self.call(wake))
             if undo is None:
                 return
-            if self._tasks == 1:
+            if not self._reads:
+                self._reads = True
+                self._loop.add_reader(watch.fileno(), self._turn)
                 self._turn()  # arms the transports; later every turn does
             try:
                 yield from future
@@ -50,18 +51,24 @@ class AsyncioWatcher:
                 undo()
         finally:
             self._tasks -= 1
-            if self._tasks == 0:
-                self._loop.remove_reader(watch.fileno())
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
 
     def _turn(self) -> None:
+        if self._tasks == 0:
+            self._reads = False
+            self._loop.remove_reader(watch.fileno())
+            return
         ended, seconds = watch.turn()
         loops.report(ended)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._turn)
+        due = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._reads:
+            self._turn()
 
 
 def watcher() -> AsyncioWatcher:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 from .. import config, runtime
+from ..MPI import COMM_WORLD
+from ..MPI import Exception as MPIException
 from . import calls
 
 _WORD = "rpc"
@@ -26,9 +28,6 @@ def _ready() -> None:
 
 def _leave() -> None:
     """Serve until everybody is here, if everybody has calls; then end."""
-    from ..MPI import COMM_WORLD
-    from ..MPI import Exception as MPIException
-
     if _WORD in runtime.common and runtime.bootstrap().size > 1:
         flag = bytearray(4)
         try:
