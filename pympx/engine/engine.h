@@ -364,7 +364,7 @@ private:
     std::array<Active, kActiveKinds> active_;
     std::atomic<uint64_t> passes_{0};  // of progress, by whomever
     std::thread service_;
-    bool serving_ = false;                  // it sleeps on the descriptors, nobody else
+    bool serving_ = false;                  // there is a service thread
     std::mutex nap_mutex_;                  // a leaf
     std::condition_variable handover_;      // ends the service thread's nap
     std::atomic<bool> handed_over_{false};  // those who drove have stopped
