@@ -15,7 +15,8 @@ namespace mpx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kAttention = 256;  // passes
+constexpr int kPassesPerOffer = 64;  // of the core, where there is a service thread
+constexpr int kAttention = 256;      // passes
 
 void relax() {
 #if defined(__x86_64__)
@@ -69,7 +70,14 @@ bool Engine::try_poll(const Request *request, int polls) {
     if (request->done.load(std::memory_order_acquire)) return true;
     std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return false;
-    for (int i = 0; i < polls && !request->done.load(std::memory_order_relaxed); i++) progress_locked();
+    for (int i = 0; i < polls && !request->done.load(std::memory_order_relaxed); i++) {
+        progress_locked();
+        if (!serving_ || i % kPassesPerOffer != kPassesPerOffer - 1) continue;
+        // The thread that is to answer may have been woken on this very core, and waits for it.
+        lock.unlock();
+        sched_yield();
+        if (!lock.try_lock()) return false;
+    }
     return request->done.load(std::memory_order_relaxed);
 }
 
@@ -183,7 +191,7 @@ template <class Ready> Wait Engine::wait_until(int limit_ms, Request *const *awa
         spun = time >= spin_end;
         if (serving_ && spun && (waiter_.asleep || aside)) continue;
         if (!spun || !arm_all()) {
-            const bool wanted = config_.crowded || contenders_.load(std::memory_order_relaxed) > 0;
+            const bool wanted = config_.crowded || serving_ || contenders_.load(std::memory_order_relaxed) > 0;
             lock.unlock();
             wanted ? static_cast<void>(sched_yield()) : relax();
             lock.lock();
