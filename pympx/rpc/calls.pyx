@@ -216,13 +216,11 @@ cdef int check(int rank) except -1:
 
 
 cdef int wait_for_room(int rank) except -1:
-    """Back-pressure: at most `limit` answers of one rank are to come."""
+    """Back-pressure: at most `limit` answers of one rank are to come. What a call that is served calls is let through: the answers for
+    which it would wait may wait for it."""
     cdef Wait outcome
     cdef double until = runtime.deadline()
-    while tallies[rank].load() >= limit:
-        if PyThread_get_thread_ident() == server and depth < MAX_DEPTH:
-            serve_until(NULL, 1)
-            continue
+    while tallies[rank].load() >= limit and PyThread_get_thread_ident() != server:
         with nogil:
             outcome = engine().wait_below(&tallies[rank], limit)
         if runtime.after_wait(<int>outcome, until):
@@ -304,7 +302,7 @@ cdef int wait_answer(Pending p, double until) except -1:
     cdef Request *answer = p.answer
     if answer == NULL or answer.done.load():
         return 1
-    if PyThread_get_thread_ident() == server and depth < MAX_DEPTH:
+    if PyThread_get_thread_ident() == server:
         return serve_for(p, until)
     if p.rank != own_rank and runtime.engine.try_poll(answer, runtime.polls):
         return 1
@@ -717,6 +715,8 @@ cdef int answer(Request *request) except -1:
     form = t.form & ~NO_ANSWER
     depth += 1
     try:
+        if depth > MAX_DEPTH:
+            raise RecursionError(f"calls nest more than {MAX_DEPTH} deep on rank {own_rank}")
         if form == CARRIED:
             function, args, kwargs = loads(chunk)
             result = function(*args, **kwargs)

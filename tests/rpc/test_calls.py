@@ -182,6 +182,11 @@ def test_nested_calls_round_the_ring(comm: Any) -> None:
     depth = 30
     assert rpc.call(peer(comm), down, depth).result() == depth
     comm.Barrier()
+    if comm.rank == 0:  # no hang, and nothing is lost
+        with pytest.raises(RecursionError, match="calls nest more than 64 deep on rank"):
+            rpc.call(peer(comm), down, 65 * comm.size).result()
+        assert rpc.call(peer(comm), down, depth).result() == depth
+    comm.Barrier()
 
 
 @pytest.mark.ranks(3)

@@ -127,6 +127,44 @@ comm.Barrier()
     assert result.stdout.count("transport unix has no native progress: nothing can be served over it while the rank computes") == 3
 
 
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_full_backlog_holds_the_caller(tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four calls outstanding a fifth is not sent until an answer has come; calls to others, and of a call that is served, go on."""
+    monkeypatch.setenv("PYMPX_RPC_BACKLOG", "4")
+    result = run(tmp_path, 3, """
+import threading
+from pympx import MPI, rpc
+comm = MPI.COMM_WORLD
+gate = threading.Event()
+def wait():
+    gate.wait()
+    return True
+def chain(n):
+    return 0 if n == 0 else 1 + sum(call.result() for call in [rpc.call((comm.rank + 1) % 3, chain, n - 1)])
+comm.Barrier()
+if comm.rank == 0:
+    calls = [rpc.call(1, wait) for _ in range(4)]
+    made = []
+    fifth = threading.Thread(target=lambda: made.append(rpc.call(1, wait)))
+    fifth.start()
+    fifth.join(0.3)
+    assert fifth.is_alive() and not made
+    assert rpc.call(2, abs, -2).result() == 2
+    comm.send(None, 1)
+    fifth.join()
+    assert all(call.result() for call in calls + made)
+    calls = [rpc.call(1, abs, -i) for i in range(1000)]
+    assert [call.result() for call in calls] == list(range(1000))
+if comm.rank == 1:
+    comm.recv(source=0)
+    gate.set()
+comm.Barrier()
+assert rpc.call((comm.rank + 1) % 3, chain, 12).result() == 12
+comm.Barrier()
+""", transport=transport)  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 def test_children_are_no_ranks(tmp_path: Path) -> None:
     result = run(tmp_path, 2, """
 import os
