@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from . import loops, watch
+from . import keys, watch
 
 _watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWatcher] = WeakKeyDictionary()
 
@@ -29,7 +29,7 @@ class AsyncioWatcher:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function)
 
-    def wait(self, begin: loops.Begin) -> Generator[Any, Any, None]:
+    def wait(self, begin: keys.Begin) -> Generator[Any, Any, None]:
         future = self._loop.create_future()
 
         def wake() -> None:
@@ -58,7 +58,7 @@ class AsyncioWatcher:
             self._loop.remove_reader(watch.fileno())
             return
         ended, seconds = watch.turn()
-        loops.report(ended)
+        keys.report(ended)
         due = self._loop.time() + seconds
         if self._timer is None or self._timer.when() > due:
             if self._timer is not None:

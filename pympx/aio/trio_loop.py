@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from . import loops, watch
+from . import keys, watch
 
 _watcher: trio.lowlevel.RunVar[TrioWatcher] = trio.lowlevel.RunVar("pympx")
 
@@ -31,7 +31,7 @@ class TrioWatcher:
         except trio.RunFinishedError:
             pass
 
-    def wait(self, begin: loops.Begin) -> Generator[Any, Any, None]:
+    def wait(self, begin: keys.Begin) -> Generator[Any, Any, None]:
         woken = trio.Event()
         self._tasks += 1
         try:
@@ -55,7 +55,7 @@ class TrioWatcher:
         with scope:
             while True:
                 ended, seconds = watch.turn()
-                loops.report(ended)
+                keys.report(ended)
                 with trio.move_on_after(seconds):
                     await trio.lowlevel.wait_readable(watch.fileno())
 

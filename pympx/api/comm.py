@@ -164,7 +164,7 @@ class Comm(_Skin, Handled):
 
         `status` tells of the last one. Where recv would raise, the iteration does.
         """
-        from ..aio.messages import Messages
+        from .messages import Messages
 
         return Messages(self, source, tag, status)
 

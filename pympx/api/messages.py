@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING, Any
 
-from .loops import until_done
+from ..aio.loops import until_done
 
 if TYPE_CHECKING:
-    from ..api.comm import Comm
-    from ..api.request import Request
-    from ..api.status import Status
+    from .comm import Comm
+    from .request import Request
+    from .status import Status
 
 
 class Messages(AsyncIterator[Any]):
