@@ -245,7 +245,12 @@ cdef bytes name_of(object function):
 
 
 def call(int rank, object function, /, *args, **kwargs):
-    """See pympx.rpc.call."""
+    """Let rank `rank` of COMM_WORLD execute ``function(*args, **kwargs)`` once; return its Call, a future.
+
+    `function` is a function at the top of a module, the name of an exported one, or anything callable that can be pickled. Starts the
+    runtime; waits while PYMPX_RPC_BACKLOG answers of that rank are to come. Raises MPI.Exception (ERR_RANK: there is no such rank;
+    ERR_UNSUPPORTED_OPERATION: the transport cannot serve), TypeError for a function that other ranks cannot find, and what pickling raises.
+    """
     return begin(rank, function, args, kwargs, 0)
 
 
@@ -271,7 +276,10 @@ def begin(int rank, object function, tuple args, dict kwargs, double seconds):
 
 
 def notify(int rank, object function, /, *args, **kwargs):
-    """See pympx.rpc.notify."""
+    """As call(), without an answer: returns at once, and what the function raises is logged at its rank (logger "pympx.rpc").
+
+    Begun in order with the calls of this rank to that one; not sent again when that rank fails, of which nobody tells.
+    """
     check(rank)
     cdef bytes message = encode_call(take_id(), name_of(function), function, args, kwargs, NO_ANSWER)
     deliver(CALLS, rank, 0, message)
@@ -576,7 +584,10 @@ cdef bint withdraw(Pending p) except -1:
 
 
 def ping(int rank):
-    """See pympx.rpc.ping."""
+    """Return the seconds of a round trip to rank `rank`, answered by its service thread whatever its Python does.
+
+    Raises MPI.Exception: ERR_RANK, ERR_UNSUPPORTED_OPERATION as call(); ERR_PROC_FAILED when the rank has failed or left.
+    """
     check(rank)
     cdef Pending p = Pending.__new__(Pending)
     cdef Status status
