@@ -248,7 +248,8 @@ private:
                     const RaisedHeader header{in_.byte() % 3u, in_.byte() % 5u, static_cast<uint32_t>(number() * 8)};
                     inject(from, kAmRaised, "", raw(header) + in_.bytes(60));
                 } else if (in_.byte() % 2) inject(from, kAmAck, raw(number()), "");
-                else inject(from, kAmAskAck, raw(number()), "");
+                else if (in_.byte() % 2) inject(from, kAmAskAck, raw(number()), "");
+                else inject(from, kAmActive, "", raw(ActiveHeader{in_.byte() % (kActiveKinds + 1), 0, match()}) + in_.bytes(100));
                 break;
             case 14: {
                 auto r = std::make_unique<Receive>();
