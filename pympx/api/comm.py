@@ -24,9 +24,9 @@ from .request import Prequest, Request
 from .unsupported import complete
 
 # Contexts come in pairs (point-to-point, collectives): 0 is COMM_WORLD's, 2 COMM_SELF's, 4 that of PYMPX_REPORT's messages,
-# 6, 8 and 10 are those of calls (rpc/calls.pyx).
+# 6, 8, 10 and 12 are those of calls (rpc/calls.pyx).
 REPORT_CONTEXT = 4
-_next_context = 12
+_next_context = 14
 _LAST_CONTEXT = (1 << 24) - 2
 
 

@@ -48,12 +48,7 @@ void Engine::answer(int32_t rank, uint64_t match, const void *payload, size_t le
     if (!copy) return;
     if (length) std::memcpy(copy, payload, length);
     Request *r = isend_locked(match_context(match), rank, match_tag(match), copy, length, SendMode::kStandard);
-    const auto free_copy = [](Request *done) {
-        std::free(done->buffer);
-        done->engine->requests_.give_back(done);
-    };
-    if (r->done.load(std::memory_order_relaxed)) free_copy(r);
-    else r->on_done = free_copy;
+    free_when_done(r);
 }
 
 mpx_status Engine::on_active(void *arg, void *ep_user, const void *, size_t, void *data, size_t length, unsigned) {
@@ -62,9 +57,10 @@ mpx_status Engine::on_active(void *arg, void *ep_user, const void *, size_t, voi
     ActiveHeader head;
     if (length < sizeof head) return e.protocol_violation(p);
     std::memcpy(&head, data, sizeof head);
-    if (head.kind >= e.active_.size() || !e.active_[head.kind].fn) return e.protocol_violation(p);
+    if (head.kind >= e.active_.size()) return e.protocol_violation(p);
     const Active &handler = e.active_[head.kind];
-    handler.fn(handler.arg, e, p.rank, head.header, static_cast<char *>(data) + sizeof head, length - sizeof head);
+    if (!handler.fn) e.answer(p.rank, head.header, nullptr, 0);  // its user was not started here: no fault of the peer's
+    else handler.fn(handler.arg, e, p.rank, head.header, static_cast<char *>(data) + sizeof head, length - sizeof head);
     return MPX_OK;
 }
 

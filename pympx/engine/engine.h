@@ -46,9 +46,11 @@ struct Config {
 constexpr uint32_t kActiveEcho = 0, kActiveOwn = 8, kActiveKinds = 16;
 
 using Tally = std::atomic<uint32_t>;
+constexpr uint32_t kMaxNumber = 0x7fffffff;  // of a call: a tag
 
 struct Exchange {
-    Request *answer = nullptr;   // nullptr: another thread had the lock
+    Request *answer = nullptr;  // nullptr: another thread had the lock
+    uint32_t number = 0;
     Request *message = nullptr;  // nullptr: it has left, or never will because the answer ended in an error at once
 };
 
@@ -119,7 +121,8 @@ public:
     void supply(int transport, const std::string &json);
     void finish_parked(const Parked &work, bool ok);
 
-    // --- active messages (active.cc). A handler runs inside progress, under the engine lock, and may call answer() alone.
+    // --- active messages (active.cc). A handler runs inside progress, under the engine lock, and may call answer() alone. `header` is the
+    // match word of the answer; where the kind has no handler (yet) the engine sends an empty one.
     using ActiveHandler = void (*)(void *arg, Engine &, int32_t source, uint64_t header, const void *payload, size_t length);
     void set_active_handler(uint32_t kind, ActiveHandler fn, void *arg);  // before any peer may send it; kind: from kActiveOwn on
     // The payload is copied. Throws std::length_error when it is longer than one message of the transport.
@@ -136,10 +139,10 @@ public:
     int watch(std::vector<uint64_t> *ended);
     bool watch_request(Request *, uint64_t key);  // false: it is done
 
-    // --- calls (exchange.cc): a message, and the receive of its answer from the same rank with `tag`. Counted in `tally` until the answer
-    // came.
-    Exchange exchange(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length, Tally *tally);
-    Exchange try_exchange(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+    // --- calls (exchange.cc): a message, and the receive of its answer, whose tag is the number that is written into the message at
+    // `number_at` (32 bits). Counted in `tally` until the answer came.
+    Exchange exchange(int32_t rank, uint32_t context, uint32_t answers, void *message, uint64_t length, uint64_t number_at, Tally *tally);
+    Exchange try_exchange(int32_t rank, uint32_t context, uint32_t answers, void *message, uint64_t length, uint64_t number_at,
                           Tally *tally);
     void abandon(Request *answer);
     Wait wait_below(const Tally *tally, uint32_t limit);
@@ -326,8 +329,9 @@ private:
     void stop_service();
     void ring_watcher();
     void report_end(Request *);
-    Exchange exchange_locked(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+    Exchange exchange_locked(int32_t rank, uint32_t context, uint32_t answers, void *message, uint64_t length, uint64_t number_at,
                              Tally *tally);
+    void free_when_done(Request *);
     static constexpr int kPassesPerTurn = 16;      // between two looks at the clock
     static constexpr int kSliceWithoutEvents = 1;  // milliseconds, over a transport that cannot wake us
 
@@ -362,6 +366,7 @@ private:
         void *arg = nullptr;
     };
     std::array<Active, kActiveKinds> active_;
+    uint32_t numbers_ = 0;             // of calls
     std::atomic<uint64_t> passes_{0};  // of progress, by whomever
     std::thread service_;
     bool serving_ = false;                  // there is a service thread

@@ -1,14 +1,18 @@
-// A message and its answer as one operation, for calls: the receive of the answer is posted before the message leaves, under one lock.
+// A message and its answer as one operation, for calls: under one lock the message gets its number, the receive of its answer is posted,
+// and the message leaves. So the numbers of messages to one rank rise in the order in which they arrive, whichever threads sent them.
 #include <cstdlib>
+#include <cstring>
 
 #include "engine.h"
 
 namespace mpx {
 
-Exchange Engine::exchange_locked(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+Exchange Engine::exchange_locked(int32_t rank, uint32_t context, uint32_t answers, void *message, uint64_t length, uint64_t number_at,
                                  Tally *tally) {
     Exchange x;
-    x.answer = irecv_locked(answers, rank, tag, nullptr, 0, true);
+    x.number = numbers_++ & kMaxNumber;
+    std::memcpy(static_cast<char *>(message) + number_at, &x.number, sizeof x.number);
+    x.answer = irecv_locked(answers, rank, static_cast<int32_t>(x.number), nullptr, 0, true);
     if (x.answer->done.load(std::memory_order_relaxed)) return x;
     tally->fetch_add(1, std::memory_order_relaxed);
     x.answer->tally = tally;
@@ -17,27 +21,31 @@ Exchange Engine::exchange_locked(int32_t rank, uint32_t context, uint32_t answer
     return x;
 }
 
-Exchange Engine::try_exchange(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+Exchange Engine::try_exchange(int32_t rank, uint32_t context, uint32_t answers, void *message, uint64_t length, uint64_t number_at,
                               Tally *tally) {
     std::unique_lock lock(mutex_, std::try_to_lock);
-    return lock ? exchange_locked(rank, context, answers, tag, message, length, tally) : Exchange{};
+    return lock ? exchange_locked(rank, context, answers, message, length, number_at, tally) : Exchange{};
 }
 
-Exchange Engine::exchange(int32_t rank, uint32_t context, uint32_t answers, int32_t tag, const void *message, uint64_t length,
+Exchange Engine::exchange(int32_t rank, uint32_t context, uint32_t answers, void *message, uint64_t length, uint64_t number_at,
                           Tally *tally) {
     Locked locked(*this);
-    return exchange_locked(rank, context, answers, tag, message, length, tally);
+    return exchange_locked(rank, context, answers, message, length, number_at, tally);
 }
 
 // Nobody wants the answer: it is freed when it comes.
 void Engine::abandon(Request *r) {
     Locked locked(*this);
-    const auto free_answer = [](Request *done) {
+    free_when_done(r);
+}
+
+void Engine::free_when_done(Request *r) {
+    const auto free_it = [](Request *done) {
         std::free(done->buffer);
         done->engine->requests_.give_back(done);
     };
-    if (r->done.load(std::memory_order_relaxed)) free_answer(r);
-    else r->on_done = free_answer;
+    if (r->done.load(std::memory_order_relaxed)) free_it(r);
+    else r->on_done = free_it;
 }
 
 }  // namespace mpx

@@ -28,12 +28,13 @@ public:
     // The call is about to be executed. False: it was withdrawn, and will never be.
     bool begin(int32_t source, uint32_t id) {
         const std::lock_guard lock(mutex_);
-        last_begun_[static_cast<size_t>(source)] = id;
+        uint32_t &last = last_begun_[static_cast<size_t>(source)];
+        if (is_after(id, last)) last = id;  // never back: what was begun stays begun
         return withdrawn_.erase({source, id}) == 0;
     }
 
 private:
-    // Ids are 31 bits wide and come in order from each source.
+    // Ids are 31 bits wide and come in order from each source (exchange.cc).
     static bool is_after(uint32_t id, uint32_t last) { return last == UINT32_MAX || ((id - last) & 0x7fffffff) - 1 < 0x3fffffff; }
     bool withdraw(int32_t source, uint32_t id) {
         const std::lock_guard lock(mutex_);

@@ -31,7 +31,8 @@ cdef extern from "pythread.h" nogil:
 # Contexts; api/comm.py keeps them free.
 cdef enum: CALLS = 6
 cdef enum: ANSWERS = 8
-cdef enum: WORDS = 10      # answers to questions that are answered natively
+cdef enum: WORDS = 10      # what became of a call that is to be withdrawn; answered natively, as PINGS
+cdef enum: PINGS = 12
 cdef int32_t ANY_SOURCE = -2
 cdef int32_t ANY_TAG = -1
 
@@ -42,6 +43,16 @@ cdef enum: NOTHING = 2     # no arguments, or None
 cdef enum: RAISED = 3      # (exception, traceback as text)
 cdef enum: CARRIED = 4     # (function, arguments, keywords)
 cdef enum: NO_ANSWER = 0x80
+
+# What a rank says of a call that is to be withdrawn.
+cdef enum: UNKNOWN = 0
+cdef enum: BEGUN = 1
+cdef enum: WITHDRAWN = 2
+cdef tuple OUTCOMES = (
+    "whether it was begun is not known: its rank serves no calls yet, or has failed",
+    "it was begun; what became of it is not known here",
+    "it was not begun, and will not be",
+)
 
 cdef enum: MAX_DEPTH = 64       # of calls served while a call that is being served waits
 cdef enum: SMALL = 4096         # bytes: up to here messages are put together by copying
@@ -55,7 +66,7 @@ cdef packed struct Tail:
 
 cdef Tally *tallies = NULL        # by rank: calls whose answer is to come
 cdef uint32_t limit = 1 << 14
-cdef uint32_t next_id = 0
+cdef int32_t next_ping = 0
 cdef int size = 0
 cdef int own_rank = 0
 cdef Book book
@@ -67,7 +78,9 @@ cdef int depth = 0
 cdef enum: WAKE = 1               # a key that means nothing
 cdef uint64_t next_key = 3
 cdef dict watched = {}            # key: call that the serving thread is to settle
-cdef list deadlines = []          # heap of (time, key, call)
+cdef list deadlines = []          # heap of (time, id, call)
+cdef Py_ssize_t prune_at = 1000
+cdef bint expiring = False        # the serving thread lets calls end
 
 
 cdef inline CallEngine *engine() noexcept nogil:
@@ -117,8 +130,8 @@ cdef bytes pickled(object obj, const char *end, Py_ssize_t length):
     return body
 
 
-cdef bytes encode_call(uint32_t id, bytes name, object function, tuple args, dict kwargs, int flags):
-    """The message of a call. An empty name: the function travels in the pickle."""
+cdef bytes encode_call(bytes name, object function, tuple args, dict kwargs, int flags):
+    """The message of a call, its number left open. An empty name: the function travels in the pickle."""
     cdef char end[512]
     cdef char *tail = end
     cdef Py_ssize_t named = PyBytes_GET_SIZE(name)
@@ -128,7 +141,7 @@ cdef bytes encode_call(uint32_t id, bytes name, object function, tuple args, dic
     if length > <Py_ssize_t>sizeof(end):
         raise ValueError(f"the name of a function has {named} bytes, at most {sizeof(end) - sizeof(Tail)} are possible: {name[:80]!r}...")
     memcpy(tail, PyBytes_AS_STRING(name), named)
-    t.id = id
+    t.id = 0
     t.name_length = <uint16_t>named
     t.unused = 0
     t.form = PICKLED
@@ -174,30 +187,32 @@ cdef class Pending:
         """Give the requests back, once no thread waits for them."""
         if self.users or runtime.engine == NULL:
             return 0
-        if self.message != NULL:
-            orphan(self.message, NULL, NULL, self.kept, False)
-            self.message = NULL
-        if self.answer != NULL and self.dropped:
+        cdef Request *message = self.message
+        cdef Request *answer = self.answer
+        if answer == NULL or not self.taken:
+            return 0
+        self.message = self.answer = NULL  # first: what follows lets other threads in
+        if message != NULL:
+            orphan(message, NULL, NULL, self.kept, False)
+        if self.dropped:
             with nogil:
-                engine().abandon(self.answer)
-            self.answer = NULL
-        elif self.answer != NULL and self.taken:
-            runtime.engine.release(self.answer)
-            self.answer = NULL
+                engine().abandon(answer)
+        else:
+            runtime.engine.release(answer)
         return 0
 
 
 cdef int start_call(Pending p, bytes message) except -1:
-    """Send the message and post the receive of its answer; waits while too many answers of this rank are to come."""
-    global next_id
+    """Send the message, which gets its number, and post the receive of its answer."""
     cdef Exchange x
-    cdef const char *data = PyBytes_AS_STRING(message)
+    cdef char *data = PyBytes_AS_STRING(message)
     cdef uint64_t length = PyBytes_GET_SIZE(message)
-    x = engine().try_exchange(p.rank, CALLS, ANSWERS, <int32_t>p.id, data, length, &tallies[p.rank])
+    cdef uint64_t at = length - sizeof(Tail)  # the number is first in the tail
+    x = engine().try_exchange(p.rank, CALLS, ANSWERS, data, length, at, &tallies[p.rank])
     if x.answer == NULL:
         with nogil:
-            x = engine().exchange(p.rank, CALLS, ANSWERS, <int32_t>p.id, data, length, &tallies[p.rank])
-    p.answer, p.message = x.answer, x.message
+            x = engine().exchange(p.rank, CALLS, ANSWERS, data, length, at, &tallies[p.rank])
+    p.answer, p.message, p.id = x.answer, x.message, x.number
     if x.message != NULL:
         p.kept = message
     return 0
@@ -220,19 +235,12 @@ cdef int wait_for_room(int rank) except -1:
     which it would wait may wait for it."""
     cdef Wait outcome
     cdef double until = runtime.deadline()
-    while tallies[rank].load() >= limit and PyThread_get_thread_ident() != server:
+    while runtime.engine != NULL and tallies[rank].load() >= limit and PyThread_get_thread_ident() != server:
         with nogil:
             outcome = engine().wait_below(&tallies[rank], limit)
         if runtime.after_wait(<int>outcome, until):
             break
     return 0
-
-
-cdef uint32_t take_id() noexcept:
-    global next_id
-    cdef uint32_t id = next_id
-    next_id = (next_id + 1) & 0x7fffffff
-    return id
 
 
 cdef bytes name_of(object function):
@@ -260,11 +268,12 @@ def begin(int rank, object function, tuple args, dict kwargs, double seconds):
     cdef Pending p = Pending.__new__(Pending)
     cdef bytes message
     cdef bytes name = name_of(function)
+    message = encode_call(name, function, args, kwargs, 0)
     if tallies[rank].load() >= limit:
         wait_for_room(rank)
+    if runtime.engine == NULL:
+        runtime.start()  # ended meanwhile: raises why
     p.rank = rank
-    p.id = take_id()
-    message = encode_call(p.id, name, function, args, kwargs, 0)
     start_call(p, message)
     c = Call.__new__(Call)
     c._pending = p
@@ -281,7 +290,7 @@ def notify(int rank, object function, /, *args, **kwargs):
     Begun in order with the calls of this rank to that one; not sent again when that rank fails, of which nobody tells.
     """
     check(rank)
-    cdef bytes message = encode_call(take_id(), name_of(function), function, args, kwargs, NO_ANSWER)
+    cdef bytes message = encode_call(name_of(function), function, args, kwargs, NO_ANSWER)
     deliver(CALLS, rank, 0, message)
 
 
@@ -473,12 +482,13 @@ class Call(Future):
                     condition.wait()
             return
         self._expiring = True
-        withdrawn = withdraw(p)
+        word = withdraw(p)
         if p.taken or p.answer == NULL or p.answer.done.load():
             return self._settle()
-        drop(p, withdrawn)
-        says = "it was not begun, and will not be" if withdrawn else "it was begun; what became of it is not known here"
+        p.taken = True
+        says = OUTCOMES[word]
         self._finish(None, remote.DeadlineExceeded(f"call of {remote.described(self._function)} on rank {p.rank}: {says}"))
+        drop(p, word == WITHDRAWN)
 
     def result(self, timeout=None):
         """Wait for the result and return it. Raises what the function raised; MPI.Exception (ERR_PROC_FAILED) when its rank failed;
@@ -525,15 +535,17 @@ class Call(Future):
         """Withdraw the call if it has not begun. Returns whether it is certain that it never will; waits for the other rank's word,
         which comes whatever that rank computes."""
         cdef Pending p = self._pending
+        self._settle()  # the answer may be there
         if self._state != "PENDING":
             return self.cancelled()
-        if not withdraw(p) or p.taken:
+        if withdraw(p) != WITHDRAWN or p.taken:
             return False
-        drop(p, True)
+        p.taken = True
         if "_own_condition" in self.__dict__:
             Future.cancel(self)
         else:
             self._state = "CANCELLED"
+        drop(p, True)
         return True
 
     def add_done_callback(self, fn):
@@ -553,17 +565,19 @@ class Call(Future):
 
 
 cdef int drop(Pending p, bint withdrawn) except -1:
-    """Nobody wants the answer any more; `withdrawn`: it will not come."""
-    p.taken = p.dropped = True
+    """Nobody wants the answer of a taken call any more; `withdrawn`: it will not come."""
+    p.dropped = True
+    if p.answer == NULL:
+        return 0
     if withdrawn:
         with nogil:
             runtime.engine.cancel(p.answer)
     return p.let_go()
 
 
-cdef bint withdraw(Pending p) except -1:
-    """Ask the rank not to begin the call. Returns whether it never will."""
-    cdef char word = 0
+cdef int withdraw(Pending p) except -1:
+    """Ask the rank not to begin the call. Returns WITHDRAWN (it never will), BEGUN, or UNKNOWN (it serves no calls yet, or has failed)."""
+    cdef int word = UNKNOWN
     cdef uint32_t id = p.id
     cdef Pending asked = Pending.__new__(Pending)
     cdef Error error
@@ -572,15 +586,15 @@ cdef bint withdraw(Pending p) except -1:
         error = engine().send_active(p.rank, kActiveWithdraw, match_word(WORDS, <int32_t>id), &id, sizeof(id))
     asked.rank = p.rank
     if error != Error.kNone:
-        return False
+        return UNKNOWN
     wait_answer(asked, 0)
     if asked.answer.status.error == Error.kNone and asked.answer.status.bytes == 1:
-        word = (<char *>asked.answer.buffer)[0]
+        word = WITHDRAWN if (<char *>asked.answer.buffer)[0] else BEGUN
     asked.taken = True
     free(asked.answer.buffer)
     asked.answer.buffer = NULL
     asked.let_go()
-    return word == 1
+    return word
 
 
 def ping(int rank):
@@ -591,11 +605,13 @@ def ping(int rank):
     check(rank)
     cdef Pending p = Pending.__new__(Pending)
     cdef Status status
-    cdef uint32_t id = take_id()
+    global next_ping
+    cdef int32_t tag = next_ping
+    next_ping = (next_ping + 1) & 0x7fffffff
     cdef double begun = <double>monotonic()
     with nogil:
-        p.answer = runtime.engine.irecv(WORDS, rank, <int32_t>id, NULL, 0, True)
-        engine().send_active(rank, kActiveEcho, match_word(WORDS, <int32_t>id), NULL, 0)
+        p.answer = runtime.engine.irecv(PINGS, rank, tag, NULL, 0, True)
+        engine().send_active(rank, kActiveEcho, match_word(PINGS, tag), NULL, 0)
     p.rank = rank
     wait_answer(p, 0)
     cdef double seconds = <double>monotonic() - begun
@@ -614,6 +630,8 @@ def ping(int rank):
 cdef int listen(object call, Pending p) except -1:
     """Have the serving thread settle `call`."""
     global next_key
+    if p.taken or p.answer == NULL:
+        return 0  # by another thread, which is about to say so
     cdef uint64_t key = next_key
     cdef bint later
     next_key += 2
@@ -627,6 +645,11 @@ cdef int listen(object call, Pending p) except -1:
 
 
 cdef int watch_deadline(object call) except -1:
+    global deadlines, prune_at
+    if len(deadlines) >= prune_at:  # calls that have ended hold their results
+        deadlines = [entry for entry in deadlines if entry[2]._state == "PENDING"]
+        heapq.heapify(deadlines)
+        prune_at = max(1000, 2 * len(deadlines))
     heapq.heappush(deadlines, (call._expires, id(call), call))
     if deadlines[0][2] is call:  # the serving thread has to wake earlier
         with nogil:
@@ -636,17 +659,24 @@ cdef int watch_deadline(object call) except -1:
 
 cdef int expire() except -1:
     """Let calls end whose deadline has passed. Returns the milliseconds to the next one, at most 1000."""
+    global expiring
     cdef double left
-    while deadlines:
-        call = deadlines[0][2]
-        left = <double>call._expires - <double>monotonic()
-        if call._state == "PENDING" and left > 0:
-            return <int>min(1000.0, left * 1e3 + 1)
-        heapq.heappop(deadlines)
-        call._settle()
-        if not call._expiring:
-            call._expire()
-    return 1000
+    if expiring:  # it serves while it waits for a rank's word: one after another, not one within the other
+        return 1000
+    expiring = True
+    try:
+        while deadlines:
+            call = deadlines[0][2]
+            left = <double>call._expires - <double>monotonic()
+            if call._state == "PENDING" and left > 0:
+                return <int>min(1000.0, left * 1e3 + 1)
+            heapq.heappop(deadlines)
+            call._settle()
+            if not call._expiring:
+                call._expire()
+        return 1000
+    finally:
+        expiring = False
 
 
 cdef int serve_until(Request *until, int limit_ms) except -1:
@@ -668,7 +698,7 @@ cdef int serve_until(Request *until, int limit_ms) except -1:
     if until != NULL:
         requests[1] = until
         count = 2
-    if not incoming.done.load() and not (until != NULL and until.done.load()):
+    if watched or not (incoming.done.load() or (until != NULL and until.done.load())):  # callbacks do not wait for a pause
         with nogil:
             outcome = engine().wait_served(requests, count, limit_ms, &ended)
         if outcome == Wait.kNeedPython:
@@ -690,7 +720,10 @@ def serve():
     server = PyThread_get_thread_ident()
     try:
         while not stopping and runtime.engine != NULL:
-            serve_until(NULL, 1000)
+            try:
+                serve_until(NULL, 1000)
+            except Exception as error:  # whatever it is, calls of others are to be served
+                remote.report(b"serving", own_rank, error)
     finally:
         server = 0
 
@@ -721,7 +754,7 @@ cdef int answer(Request *request) except -1:
         return 0
     chunk.length -= sizeof(Tail) + t.name_length
     name = PyBytes_FromStringAndSize(chunk.data + chunk.length, t.name_length)
-    if not book.begin(status.source, t.id):
+    if not t.form & NO_ANSWER and not book.begin(status.source, t.id):
         return 0
     form = t.form & ~NO_ANSWER
     depth += 1

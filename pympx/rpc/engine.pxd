@@ -12,12 +12,13 @@ cdef extern from "engine/engine.h" namespace "mpx" nogil:
     cdef cppclass Exchange "mpx::Exchange":
         Request *answer
         Request *message
+        uint32_t number
     uint64_t match_word(uint32_t, int32_t)
     uint32_t kActiveEcho
     cdef cppclass CallEngine "mpx::Engine":
         void start_service() except +
-        Exchange exchange(int32_t, uint32_t, uint32_t, int32_t, const void *, uint64_t, Tally *)
-        Exchange try_exchange(int32_t, uint32_t, uint32_t, int32_t, const void *, uint64_t, Tally *)
+        Exchange exchange(int32_t, uint32_t, uint32_t, void *, uint64_t, uint64_t, Tally *)
+        Exchange try_exchange(int32_t, uint32_t, uint32_t, void *, uint64_t, uint64_t, Tally *)
         Wait wait_below(const Tally *, uint32_t)
         Wait wait_served(Request **, size_t, int, vector[uint64_t] *)
         Wait wait_at_most(Request *, int)

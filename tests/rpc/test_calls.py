@@ -316,6 +316,68 @@ def test_deadlines(comm: Any) -> None:
     COUNTS.clear()
 
 
+class Slow:
+    """Pickled while other threads call."""
+
+    def __init__(self, until: threading.Event) -> None:
+        self.until = until
+
+    def __reduce__(self) -> Any:
+        self.until.wait(30)
+        return (int, ())
+
+
+@pytest.mark.ranks(2)
+def test_a_call_that_was_executed_is_never_said_to_be_cancelled(comm: Any) -> None:
+    """Whichever threads call, and although what was pickled first leaves last."""
+    comm.Barrier()
+    if comm.rank == 0:
+        for i in range(20):
+            event, first = threading.Event(), []
+            thread = threading.Thread(target=lambda e=event, f=first: f.append(rpc.call(1, echo, Slow(e))))
+            thread.start()
+            later = rpc.call(1, count, ("later", i))
+            while not rpc.call(1, counted, ("later", i)).result():
+                pass
+            event.set()
+            thread.join()
+            assert first[0].result() == 0  # begun after `later`
+            assert not later.cancel() and later.result() == 1
+
+        def work(number: int) -> None:
+            for i in range(100):
+                call = rpc.call(1, count, (number, i))
+                cancelled = i % 3 == 0 and call.cancel()
+                assert cancelled or call.result() == 1
+                assert rpc.call(1, counted, (number, i)).result() == (not cancelled)
+
+        with concurrent.futures.ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(6)))
+    comm.Barrier()
+    COUNTS.clear()
+
+
+@pytest.mark.ranks(2)
+def test_two_thousand_deadlines_at_once(comm: Any) -> None:
+    comm.Barrier()
+    if comm.rank == 0:
+        blocked = rpc.call(1, wait_at_gate, "blocked")
+        comm.recv(source=1)
+        calls = [rpc.to(1, deadline=0.1).call(count, "late") for _ in range(2000)]
+        done, left = concurrent.futures.wait(calls, 30)
+        assert len(done) == 2000 and not left
+        assert all(isinstance(call.exception(), rpc.DeadlineExceeded) for call in calls)
+        comm.send(None, 1)
+        assert blocked.result() == 1 and rpc.call(1, counted, "late").result() == 0
+    else:
+        _until_begun()
+        comm.send(None, 0)
+        comm.recv(source=0)
+        GATE.set()
+    comm.Barrier()
+    COUNTS.clear()
+
+
 @pytest.mark.ranks(2)
 def test_calls_are_futures(comm: Any) -> None:
     to = peer(comm)

@@ -109,6 +109,34 @@ if comm.rank == 0:
     assert result.stdout == "True\n", result.stderr
 
 
+def test_a_rank_without_calls_is_no_enemy(tmp_path: Path) -> None:
+    """Its caller is told that nobody knows, and when it has calls it serves what has come."""
+    result = run(tmp_path, 2, """
+from pympx import MPI
+comm = MPI.COMM_WORLD
+comm.Barrier()
+if comm.rank == 0:
+    from pympx import rpc
+    early = rpc.call(1, abs, -1)
+    late = rpc.to(1, deadline=0.05).call(abs, -2)
+    assert not early.cancel()
+    try:
+        late.result()
+    except rpc.DeadlineExceeded as error:
+        print(error, flush=True)
+comm.Barrier()
+if comm.rank == 1:
+    from pympx import rpc
+    print("now", flush=True)
+comm.Barrier()
+if comm.rank == 0:
+    assert early.result() == 1 and rpc.call(1, abs, -3).result() == 3
+comm.Barrier()
+""")  # fmt: skip
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "call of abs on rank 1: whether it was begun is not known: its rank serves no calls yet" in result.stdout
+
+
 def test_a_transport_that_cannot_serve_says_so(tmp_path: Path) -> None:
     result = run(tmp_path, 2, """
 from pympx import MPI, rpc
