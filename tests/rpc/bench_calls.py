@@ -135,11 +135,14 @@ def computes(kind, seconds):
         while time.perf_counter() - begun < seconds: a @ a
 async def pingpong(n):
     peer = 1 - comm.rank
-    begun = time.perf_counter()
-    for _ in range(n):
-        if comm.rank == 0: await comm.isend(X, peer); await comm.irecv(source=peer)
-        else: await comm.irecv(source=peer); await comm.isend(X, peer)
-    return (time.perf_counter() - begun) / n / 2 * 1e6
+    times = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        for _ in range(n // 4):
+            if comm.rank == 0: await comm.isend(X, peer); await comm.irecv(source=peer)
+            else: await comm.irecv(source=peer); await comm.isend(X, peer)
+        times.append((time.perf_counter() - begun) / (n // 4) / 2 * 1e6)
+    return min(times)
 comm.Barrier()
 found = {}
 if comm.rank == 0:
@@ -170,11 +173,14 @@ for kind in ("python", "numpy"):
             time.sleep(0.002)
         found[kind] = {"call_ms": [median(times) * 1e3, max(times) * 1e3], "ping_us": [median(pings) * 1e6, max(pings) * 1e6]}
     comm.Barrier()
-begun = time.perf_counter()
-for _ in range(N):
-    if comm.rank == 0: comm.send(X, 1); comm.recv(source=1)
-    else: comm.recv(source=0); comm.send(X, 0)
-found["recv_us"] = (time.perf_counter() - begun) / N / 2 * 1e6
+times = []
+for _ in range(4):
+    begun = time.perf_counter()
+    for _ in range(N // 4):
+        if comm.rank == 0: comm.send(X, 1); comm.recv(source=1)
+        else: comm.recv(source=0); comm.send(X, 0)
+    times.append((time.perf_counter() - begun) / (N // 4) / 2 * 1e6)
+found["recv_us"] = min(times)  # the best of four batches, as below
 found["await_us"] = asyncio.run(pingpong(N))
 if comm.rank == 0: print(json.dumps(found))
 """

@@ -333,7 +333,8 @@ def test_a_call_that_was_executed_is_never_said_to_be_cancelled(comm: Any) -> No
     comm.Barrier()
     if comm.rank == 0:
         for i in range(20):
-            event, first = threading.Event(), []
+            event = threading.Event()
+            first: list[rpc.Call[Any]] = []
             thread = threading.Thread(target=lambda e=event, f=first: f.append(rpc.call(1, echo, Slow(e))))
             thread.start()
             later = rpc.call(1, count, ("later", i))
